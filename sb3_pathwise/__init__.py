@@ -1,0 +1,10 @@
+"""SB3 algorithms that differ in one thing only: the route to the gradient of the actor's objective."""
+
+from sb3_pathwise.likelihood_ratio_ac import LikelihoodRatioAC
+from sb3_pathwise.measure_valued_ac import MeasureValuedAC
+from sb3_pathwise.mixed_ac import MixedAC
+from sb3_pathwise.pathwise_ac import PathwiseAC
+
+__version__ = "0.1.0"
+
+__all__ = ["LikelihoodRatioAC", "MeasureValuedAC", "MixedAC", "PathwiseAC", "__version__"]
