@@ -136,8 +136,9 @@ def mixed(dist: Distribution, objective: Objective, n_samples: int = 8, baseline
     When mixing cannot gain: the two estimates share their draws and are correlated, which inverse-variance weights ignore. On
     a quadratic objective with the baseline ``E[objective]`` (leave-one-out is that, up to noise) their covariance for the mean
     of a Gaussian *equals* the pathwise variance: the best weight for the likelihood ratio is 0, and whatever it gets here adds
-    variance. Mixing pays where nobody knows beforehand which route is better, as with an objective that is rough at the
-    scale of the distribution in some rows and smooth in others.
+    variance. With few draws it gets too much, because sample variances of a skewed quantity are mostly too small. Mixing pays
+    where nobody knows beforehand which route is better, as with an objective that is rough at the scale of the distribution in
+    some rows and smooth in others.
 
     :param dist: ``Independent(base, 1)`` with a reparameterised base of independent coordinates, e.g. ``Normal`` or ``Beta``;
         batch shape ``(B,)``, event shape ``(d,)``
