@@ -16,7 +16,7 @@ import torch as th
 from torch import nn
 from torch.distributions import Beta, Categorical, Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from sb3_pathwise.routes import BASELINES, Objective, likelihood_ratio, measure_valued, mixed, pathwise
+from sb3_pathwise.routes import BASELINES, Objective, _cross_fitted_mean, likelihood_ratio, measure_valued, mixed, pathwise
 
 DIMS = (1, 3, 17)
 N_REPLICATIONS = {1: 150_000, 3: 50_000, 17: 8_000}
@@ -561,8 +561,19 @@ def test_likelihood_ratio_is_the_formula():
 
 def test_mixed_weights_sum_to_one():
     """
+    A constant added to both estimates is added to their average, and equal estimates are averaged to what they are.
+    """
+    generator = th.Generator().manual_seed(0)
+    first, second = th.randn(2, 5, 100, 3, generator=generator, dtype=th.float64)
+    average = _cross_fitted_mean(first, 2 * second)
+    assert th.allclose(_cross_fitted_mean(first + 10, 2 * second + 10), average + 10, rtol=1e-9)
+    assert th.allclose(_cross_fitted_mean(first, first), first.mean(0), rtol=1e-9)
+
+
+def test_mixed_is_exact_where_the_pathwise_estimate_is():
+    """
     On a linear objective every pathwise estimate of the mean's gradient is the gradient itself, with variance zero: it gets
-    all the weight, to the last digit, whatever the baseline. Weights that do not sum to one would show.
+    all the weight, to the last digit, whatever the baseline.
     """
     for dim in DIMS:
         case = linear_case(dim)
@@ -571,15 +582,16 @@ def test_mixed_weights_sum_to_one():
             assert th.allclose(sampled.loc, case.loc.grad.expand_as(sampled.loc), rtol=1e-12)
 
 
-def test_mixed_cross_fits_its_halves():
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_mixed_cross_fits_its_halves(baseline):
     """
     The whole estimate recomputed by hand from the recorded actions: each half's weights are the other half's, and its
     leave-one-out baselines its own; 5 draws make halves of 3 and 2.
     """
     dist, objective = normal(), Recorder(lambda x: (x**2).sum(-1) + x[..., 0] * x[..., 1])
-    mixed(dist, objective, n_samples=5).sum().backward()
+    mixed(dist, objective, n_samples=5, baseline=baseline).sum().backward()
     loc, scale = dist.base_dist.loc.detach(), dist.base_dist.scale.detach()
-    actions, values = objective.actions[0], objective.values[0]
+    actions, values = objective.actions[0][:5], objective.values[0]
     slope = 2 * actions + th.stack((actions[..., 1], actions[..., 0], th.zeros_like(actions[..., 0])), -1)
     eps = (actions - loc) / scale
     for grad, dactions, score in (
@@ -588,7 +600,10 @@ def test_mixed_cross_fits_its_halves():
     ):
         halves = []
         for own in ([0, 1, 2], [3, 4]):
-            b = [sum(values[j] for j in own if j != i) / (len(own) - 1) for i in own]
+            if baseline == "leave_one_out":
+                b = [sum(values[j] for j in own if j != i) / (len(own) - 1) for i in own]
+            else:
+                b = [values[-1] if baseline == "mean_action" else th.zeros(5)] * len(own)
             ratio = th.stack([(values[i] - b_i)[:, None] * score[i] for i, b_i in zip(own, b, strict=True)])
             halves.append(((slope * dactions)[own], ratio))
         precisions = [(1 / path.var(0), 1 / ratio.var(0)) for path, ratio in halves]
