@@ -7,12 +7,13 @@ Routes differentiate in the pre-squash space, so no score is ever taken at an in
 
 import copy
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution as ActionDistribution
 from stable_baselines3.common.distributions import (
-    SquashedDiagGaussianDistribution,
     StateDependentNoiseDistribution,
     TanhBijector,
 )
@@ -22,6 +23,19 @@ from torch import nn
 from torch.distributions import Beta, Categorical, Distribution, Independent, MixtureSameFamily, Normal
 from torch.distributions.transforms import AffineTransform, TanhTransform, Transform
 from torch.nn import functional as F
+
+SampleShape = th.Size | list[int] | tuple[int, ...]
+SelfSplitDistribution = TypeVar("SelfSplitDistribution", bound="SplitDistribution")
+
+
+def independent(base: Distribution) -> Independent:
+    """
+    A distribution of vectors with independent coordinates. Arguments are not validated: that would wait for the device.
+
+    :param base: Distribution of the coordinates, batch_shape (..., d)
+    :return: the distribution, event_shape (d,)
+    """
+    return Independent(base, 1, validate_args=False)
 
 
 class StateDependentNoise(Independent):
@@ -36,12 +50,13 @@ class StateDependentNoise(Independent):
     """
 
     def __init__(self, action_dist: StateDependentNoiseDistribution, latent_sde: th.Tensor) -> None:
-        super().__init__(action_dist.distribution, 1)
+        marginal = action_dist.distribution
+        super().__init__(Normal(marginal.loc, marginal.scale, validate_args=False), 1, validate_args=False)
         self.latent_sde = latent_sde if action_dist.learn_features else latent_sde.detach()
         self.exploration_mat = action_dist.exploration_mat
         self.weights_dist = action_dist.weights_dist
 
-    def rsample(self, sample_shape: th.Size | tuple[int, ...] = ()) -> th.Tensor:
+    def rsample(self, sample_shape: SampleShape = ()) -> th.Tensor:
         # The matrix of the last reset_noise() comes first: the draw that SAC would have used
         exploration_mats = [self.exploration_mat.unsqueeze(0)]
         n_more = th.Size(sample_shape).numel() - 1
@@ -50,7 +65,7 @@ class StateDependentNoise(Independent):
         noise = th.matmul(self.latent_sde, th.cat(exploration_mats))
         return (self.mean + noise).reshape(*sample_shape, *self.mean.shape)
 
-    def sample(self, sample_shape: th.Size | tuple[int, ...] = ()) -> th.Tensor:
+    def sample(self, sample_shape: SampleShape = ()) -> th.Tensor:
         with th.no_grad():
             return self.base_dist.sample(sample_shape)
 
@@ -134,7 +149,7 @@ class StateDependentNoisePolicy(PolicyDistribution):
 class ClampedBeta(Beta):
     """Beta distribution that never returns 0 or 1, where float32 rounds to and the log-probability is infinite."""
 
-    def rsample(self, sample_shape: th.Size | tuple[int, ...] = ()) -> th.Tensor:
+    def rsample(self, sample_shape: SampleShape = ()) -> th.Tensor:
         eps = th.finfo(self.concentration1.dtype).eps
         return super().rsample(sample_shape).clamp(eps, 1 - eps)
 
@@ -143,18 +158,48 @@ class SplitDistribution(ActionDistribution):
     """
     SB3's view of a policy distribution that is split at its squashing function, so that it acts like any of SB3's.
 
-    :param action_dim: Number of action dimensions
+    :param action_dim: Number of action dimensions d
+    :param n_params: Number of unconstrained parameters, what the network puts out
     """
 
     policy_dist: PolicyDistribution
 
-    def __init__(self, action_dim: int) -> None:
+    def __init__(self, action_dim: int, n_params: int) -> None:
         super().__init__()
         self.action_dim = action_dim
+        self.n_params = n_params
+
+    @abstractmethod
+    def policy_distribution(self, params: th.Tensor) -> PolicyDistribution:
+        """
+        :param params: Unconstrained parameters, shape (B, n_params)
+        :return: the distribution
+        """
+
+    def proba_distribution_net(self, latent_dim: int) -> nn.Module:  # type: ignore[override]
+        """
+        :param latent_dim: Dimension of the last layer of the policy
+        :return: layer for the parameters
+        """
+        return nn.Linear(latent_dim, self.n_params)
+
+    def proba_distribution(self: SelfSplitDistribution, params: th.Tensor) -> SelfSplitDistribution:  # type: ignore[override]
+        """
+        :param params: Unconstrained parameters, shape (B, n_params)
+        :return: self
+        """
+        self.policy_dist = self.policy_distribution(params)
+        return self
+
+    def draw(self) -> th.Tensor:
+        """
+        :return: pre-squash actions, shape (B, d)
+        """
+        base = self.policy_dist.base
+        return base.rsample() if base.has_rsample else base.sample()
 
     def sample(self) -> th.Tensor:
-        base = self.policy_dist.base
-        return self.policy_dist.squash(base.rsample() if base.has_rsample else base.sample())
+        return self.policy_dist.squash(self.draw())
 
     def mode(self) -> th.Tensor:
         return self.policy_dist.squash(self.policy_dist.base.mean)
@@ -165,39 +210,31 @@ class SplitDistribution(ActionDistribution):
     def entropy(self) -> th.Tensor | None:
         return None
 
-    def actions_from_params(self, *args: th.Tensor, deterministic: bool = False, **kwargs: th.Tensor) -> th.Tensor:
-        return self.proba_distribution(*args, **kwargs).get_actions(deterministic=deterministic)
+    def actions_from_params(self, params: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
+        return self.proba_distribution(params).get_actions(deterministic=deterministic)
 
-    def log_prob_from_params(self, *args: th.Tensor, **kwargs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        policy_dist = self.proba_distribution(*args, **kwargs).policy_dist
-        x = policy_dist.base.rsample() if policy_dist.base.has_rsample else policy_dist.base.sample()
-        actions = policy_dist.squash(x)
-        return actions, policy_dist.log_prob(x, actions)
+    def log_prob_from_params(self, params: th.Tensor) -> tuple[th.Tensor, th.Tensor]:  # type: ignore[override]
+        x = self.proba_distribution(params).draw()
+        actions = self.policy_dist.squash(x)
+        return actions, self.policy_dist.log_prob(x, actions)
 
 
 class BetaDistribution(SplitDistribution):
     """
-    Independent beta distributions, stretched from (0, 1) to (-1, 1) (Chou et al., 2017).
+    Independent beta distributions, stretched from (0, 1) to (-1, 1)
+    (Chou et al., 2017, https://proceedings.mlr.press/v70/chou17a.html).
 
-    Both concentrations exceed 1, so that the density has one mode and no poles.
+    Both concentrations are ``1 + softplus`` and so exceed 1: one mode, no poles.
+
+    :param action_dim: Number of action dimensions d
     """
 
-    def proba_distribution_net(self, latent_dim: int) -> tuple[nn.Module, nn.Module]:
-        """
-        :param latent_dim: Dimension of the last layer of the policy
-        :return: layers for the two concentrations (before softplus)
-        """
-        return nn.Linear(latent_dim, self.action_dim), nn.Linear(latent_dim, self.action_dim)
+    def __init__(self, action_dim: int) -> None:
+        super().__init__(action_dim, 2 * action_dim)
 
-    def proba_distribution(self, alpha: th.Tensor, beta: th.Tensor) -> "BetaDistribution":
-        """
-        :param alpha: First concentration before softplus, shape (B, d)
-        :param beta: Second concentration before softplus, shape (B, d)
-        :return: self
-        """
-        base = Independent(ClampedBeta(1 + F.softplus(alpha), 1 + F.softplus(beta)), 1)
-        self.policy_dist = PolicyDistribution(base, AffineTransform(-1.0, 2.0))
-        return self
+    def policy_distribution(self, params: th.Tensor) -> PolicyDistribution:
+        alpha, beta = (1 + F.softplus(params)).chunk(2, dim=1)
+        return PolicyDistribution(independent(ClampedBeta(alpha, beta, validate_args=False)), AffineTransform(-1.0, 2.0))
 
     def entropy(self) -> th.Tensor:
         return self.policy_dist.base.entropy() + self.action_dim * math.log(2.0)
@@ -207,35 +244,24 @@ class SquashedGaussianMixtureDistribution(SplitDistribution):
     """
     Mixture of diagonal Gaussians, squashed by tanh. Components are drawn, so it has no ``rsample``.
 
-    :param action_dim: Number of action dimensions
+    :param action_dim: Number of action dimensions d
     :param n_components: Number of Gaussians
+    :param log_std_min: Smallest log standard deviation
+    :param log_std_max: Largest log standard deviation
     """
 
-    def __init__(self, action_dim: int, n_components: int) -> None:
-        super().__init__(action_dim)
+    def __init__(self, action_dim: int, n_components: int, log_std_min: float, log_std_max: float) -> None:
+        super().__init__(action_dim, n_components * (2 * action_dim + 1))
         self.n_components = n_components
+        self.log_std_range = (log_std_min, log_std_max)
 
-    def proba_distribution_net(self, latent_dim: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """
-        :param latent_dim: Dimension of the last layer of the policy
-        :return: layers for the components' means, their log standard deviations, and the logits of their weights
-        """
-        n_params = self.n_components * self.action_dim
-        return nn.Linear(latent_dim, n_params), nn.Linear(latent_dim, n_params), nn.Linear(latent_dim, self.n_components)
-
-    def proba_distribution(
-        self, mean_actions: th.Tensor, log_std: th.Tensor, logits: th.Tensor
-    ) -> "SquashedGaussianMixtureDistribution":
-        """
-        :param mean_actions: Means of the components before squashing, shape (B, n_components, d)
-        :param log_std: Log standard deviations, shape (B, n_components, d)
-        :param logits: Unnormalised log weights, shape (B, n_components)
-        :return: self
-        """
-        components = Independent(Normal(mean_actions, log_std.exp()), 1)
-        base = MixtureSameFamily(Categorical(logits=logits), components)
-        self.policy_dist = PolicyDistribution(base, TanhTransform())
-        return self
+    def policy_distribution(self, params: th.Tensor) -> PolicyDistribution:
+        params = params.unflatten(1, (self.n_components, -1))
+        mean, log_std, logits = params.split([self.action_dim, self.action_dim, 1], dim=2)
+        std = log_std.clamp(*self.log_std_range).exp()
+        components = independent(Normal(mean, std, validate_args=False))
+        weights = Categorical(logits=logits.squeeze(2), validate_args=False)
+        return PolicyDistribution(MixtureSameFamily(weights, components, validate_args=False), TanhTransform())
 
     def mode(self) -> th.Tensor:
         """
@@ -243,8 +269,7 @@ class SquashedGaussianMixtureDistribution(SplitDistribution):
 
         :return: actions, shape (B, d)
         """
-        base = self.policy_dist.base
-        assert isinstance(base, MixtureSameFamily)
+        base = cast(MixtureSameFamily, self.policy_dist.base)
         best = base.mixture_distribution.logits.argmax(dim=1)
         return self.component_means()[th.arange(len(best)), best]
 
@@ -252,8 +277,7 @@ class SquashedGaussianMixtureDistribution(SplitDistribution):
         """
         :return: squashed means of the components, shape (B, n_components, d)
         """
-        base = self.policy_dist.base
-        assert isinstance(base, MixtureSameFamily)
+        base = cast(MixtureSameFamily, self.policy_dist.base)
         return self.policy_dist.squash(base.component_distribution.mean)
 
 
@@ -265,12 +289,11 @@ def policy_distribution(actor: Actor, obs: PyTorchObs) -> PolicyDistribution:
     :param obs: Observations, batch size B
     :return: The distribution, split at its squashing function
     """
-    mean_actions, log_std, kwargs = actor.get_action_dist_params(obs)
-    action_dist: ActionDistribution = actor.action_dist.proba_distribution(mean_actions, log_std, **kwargs)
+    action_dist: Any = actor.action_dist
     if isinstance(action_dist, SplitDistribution):
-        return action_dist.policy_dist
+        return action_dist.policy_distribution(cast(Any, actor).dist_params(obs))
+    mean_actions, log_std, kwargs = actor.get_action_dist_params(obs)
     if isinstance(action_dist, StateDependentNoiseDistribution):
+        action_dist.proba_distribution(mean_actions, log_std, **kwargs)
         return StateDependentNoisePolicy(StateDependentNoise(action_dist, kwargs["latent_sde"]), SACTanh())
-    assert isinstance(action_dist, SquashedDiagGaussianDistribution)
-    assert isinstance(action_dist.distribution, Normal)
-    return PolicyDistribution(Independent(action_dist.distribution, 1), SACTanh())
+    return PolicyDistribution(independent(Normal(mean_actions, log_std.exp(), validate_args=False)), SACTanh())

@@ -23,6 +23,7 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from sb3_pathwise.distributions import PolicyDistribution, policy_distribution
+from sb3_pathwise.fast import LeanAdam, fuse_mlps
 from sb3_pathwise.policies import CnnPolicy, DistributionPolicy, MlpPolicy, MultiInputPolicy, min_q_function
 from sb3_pathwise.routes import BASELINES, Objective
 
@@ -104,7 +105,18 @@ class ActorCritic(SAC):
         self._reset_foreign_route_arguments()
         self._check_arguments()
         super()._setup_model()
-        self._use_foreach_optimizers()
+        self._make_fast()
+
+    def _make_fast(self) -> None:
+        """Replace networks and optimizers by faster ones with the same parameters, state dictionaries and arithmetic."""
+        fuse_mlps(self.policy)
+        self.actor.optimizer = LeanAdam.of(self.actor.optimizer)
+        self.critic.optimizer = LeanAdam.of(self.critic.optimizer)
+        if self.ent_coef_optimizer is not None:
+            self.ent_coef_optimizer = LeanAdam.of(self.ent_coef_optimizer)
+        # Walking through the modules at every step would cost more than the average itself
+        self._params: list[th.Tensor] = list(self.critic.parameters())
+        self._target_params: list[th.Tensor] = list(self.critic_target.parameters())
 
     def _check_policy_class(self, policy: str | type) -> None:
         if isinstance(policy, type) and not issubclass(policy, SACPolicy):
@@ -228,11 +240,12 @@ class ActorCritic(SAC):
         metrics["actor_grad_norm"] = self._descend(-surrogate.mean(), self.actor.optimizer)
 
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-            # The log of the coefficient, as in SAC, see https://github.com/rail-berkeley/softlearning/issues/37
+            # The log of the coefficient, as in SAC, see https://github.com/rail-berkeley/softlearning/issues/37.
+            # The loss is linear in it, so its gradient needs no graph
             assert isinstance(self.target_entropy, float)
-            ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy)).mean()
-            self._descend(ent_coef_loss, self.ent_coef_optimizer)
-            metrics["ent_coef_loss"] = ent_coef_loss.detach()
+            self.log_ent_coef.grad = -(log_prob + self.target_entropy).mean().reshape(1)
+            metrics["ent_coef_loss"] = (self.log_ent_coef.detach() * self.log_ent_coef.grad).squeeze()
+            self.ent_coef_optimizer.step()
         return metrics
 
     def _entropy_base(self, base: Distribution) -> th.Tensor | None:
@@ -284,9 +297,9 @@ class ActorCritic(SAC):
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
         optimizer.zero_grad()
         loss.backward(inputs=params)
-        grads = [param.grad for param in params if param.grad is not None]
-        grad_norm = th.nn.utils.get_total_norm(grads)
-        if self.max_grad_norm is not None and optimizer is not self.ent_coef_optimizer:
+        norms = th._foreach_norm([param.grad for param in params if param.grad is not None])
+        grad_norm = th.linalg.vector_norm(th.stack(norms))
+        if self.max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(params, self.max_grad_norm, grad_norm)
         optimizer.step()
         return grad_norm
@@ -294,10 +307,8 @@ class ActorCritic(SAC):
     def _update_targets(self) -> None:
         with th.no_grad():
             # polyak_update() with one call for all tensors, rounded alike
-            target_params: list[th.Tensor] = list(self.critic_target.parameters())
-            params: list[th.Tensor] = list(self.critic.parameters())
-            th._foreach_mul_(target_params, 1 - self.tau)
-            th._foreach_add_(target_params, params, alpha=self.tau)
+            th._foreach_mul_(self._target_params, 1 - self.tau)
+            th._foreach_add_(self._target_params, self._params, alpha=self.tau)
         # Running statistics of batch norm are copied, see SB3 #996
         polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
 
@@ -313,6 +324,9 @@ class ActorCritic(SAC):
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, reset_num_timesteps, progress_bar
         )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_params", "_target_params"]
 
     @classmethod
     def load(  # type: ignore[override]
@@ -339,19 +353,3 @@ class ActorCritic(SAC):
             for name in self.route_arguments:
                 setattr(self, name, load_kwargs.get(name, parameters[name].default))
         self.algorithm_name = type(self).__name__
-
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        super().set_parameters(*args, **kwargs)
-        # A checkpoint brings its own optimizer flags
-        self._use_foreach_optimizers()
-
-    def _use_foreach_optimizers(self) -> None:
-        """
-        Let Adam loop over its tensors in C++. ``fused=True`` would save more, but rounds otherwise, and a ReLU that flips
-        sends a parameter away from SAC's: by more than 1e-3 within 150 updates for one seed in four.
-        """
-        for optimizer in (self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer):
-            if isinstance(optimizer, th.optim.Adam):
-                for group in optimizer.param_groups:
-                    if group["foreach"] is None and not group["fused"] and not group["differentiable"]:
-                        group["foreach"] = True

@@ -5,16 +5,18 @@ Networks only. The distributions themselves are in ``distributions.py``, what is
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac import policies as sac_policies
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACPolicy
 
-from sb3_pathwise.distributions import BetaDistribution, SquashedGaussianMixtureDistribution
+from sb3_pathwise.distributions import BetaDistribution, SplitDistribution, SquashedGaussianMixtureDistribution
+from sb3_pathwise.fast import FusedMLP
 
 
 def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Tensor], th.Tensor]:
@@ -33,66 +35,58 @@ def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Te
         features = critic.extract_features(obs, critic.features_extractor)
 
     def min_qf(actions: th.Tensor) -> th.Tensor:
-        qvalue_input = th.cat([features.expand(*actions.shape[:-1], -1), actions], dim=-1).flatten(end_dim=1)
-        q_values = th.cat([q_net(qvalue_input) for q_net in critic.q_networks], dim=1)
-        return q_values.min(dim=1).values.view(actions.shape[:-1])
+        if th.is_grad_enabled() or not all(isinstance(q_net, FusedMLP) for q_net in critic.q_networks):
+            qvalue_input = th.cat([features.expand(*actions.shape[:-1], -1), actions], dim=-1).flatten(end_dim=1)
+            q_values = [q_net(qvalue_input) for q_net in critic.q_networks]
+            return th.cat(q_values, dim=1).min(dim=1).values.view(actions.shape[:-1])
+        # One sample at a time, so that activations stay in the cache, and the state's part of the first layer only once
+        q_nets = [cast(FusedMLP, q_net).given(features) for q_net in critic.q_networks]
+        return th.stack([th.cat([q_net(a) for q_net in q_nets], dim=1).min(dim=1).values for a in actions])
 
     return min_qf
 
 
-class BetaActor(Actor):
+class DistributionActor(Actor):
     """
-    Actor whose actions follow beta distributions.
+    SAC's actor with another action distribution than its own.
 
     :param args: Arguments of SAC's actor
+    :param distribution: "beta" or "gaussian_mixture"
+    :param n_components: Number of Gaussians of a mixture
     :param kwargs: Keyword arguments of SAC's actor
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, distribution: str, n_components: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        latent_dim, action_dim = self.mu.in_features, self.mu.out_features  # type: ignore[union-attr]
+        # SAC's two heads give way to one
         del self.mu, self.log_std
-        self.action_dist = BetaDistribution(action_dim)  # type: ignore[assignment]
-        self.alpha, self.beta = self.action_dist.proba_distribution_net(latent_dim)
-
-    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
-        """
-        :param obs: Observations, batch size B
-        :return: The two concentrations before softplus, each of shape (B, d), and no keyword arguments
-        """
-        latent_pi = self.latent_pi(self.extract_features(obs, self.features_extractor))
-        return self.alpha(latent_pi), self.beta(latent_pi), {}
-
-
-class GaussianMixtureActor(Actor):
-    """
-    Actor whose actions follow a squashed mixture of Gaussians.
-
-    :param args: Arguments of SAC's actor
-    :param n_components: Number of Gaussians
-    :param kwargs: Keyword arguments of SAC's actor
-    """
-
-    def __init__(self, *args: Any, n_components: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        latent_dim, action_dim = self.mu.in_features, self.mu.out_features  # type: ignore[union-attr]
+        self.distribution = distribution
         self.n_components = n_components
-        self.action_dist = SquashedGaussianMixtureDistribution(action_dim, n_components)  # type: ignore[assignment]
-        self.mu, self.log_std, self.logits = self.action_dist.proba_distribution_net(latent_dim)  # type: ignore[assignment]
+        action_dim = get_action_dim(self.action_space)
+        split_dist: SplitDistribution
+        if distribution == "beta":
+            split_dist = BetaDistribution(action_dim)
+        else:
+            split_dist = SquashedGaussianMixtureDistribution(action_dim, n_components, LOG_STD_MIN, LOG_STD_MAX)
+        self.action_dist: Any = split_dist
+        self.head = split_dist.proba_distribution_net(self.net_arch[-1] if self.net_arch else self.features_dim)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"n_components": self.n_components}
+        chosen = {"distribution": self.distribution, "n_components": self.n_components}
+        return super()._get_constructor_parameters() | chosen
 
-    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
+    def dist_params(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: Observations, batch size B
-        :return: Means and log standard deviations, each of shape (B, n_components, d), and the weights' ``logits``
+        :return: Unconstrained parameters of the distribution, shape (B, ``n_params``)
         """
-        latent_pi = self.latent_pi(self.extract_features(obs, self.features_extractor))
-        per_component = (self.n_components, -1)
-        mean_actions = self.mu(latent_pi).unflatten(1, per_component)
-        log_std = self.log_std(latent_pi).unflatten(1, per_component)  # type: ignore[operator]
-        return mean_actions, th.clamp(log_std, LOG_STD_MIN, LOG_STD_MAX), {"logits": self.logits(latent_pi)}
+        return self.head(self.latent_pi(self.extract_features(obs, self.features_extractor)))
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.action_dist.actions_from_params(self.dist_params(obs), deterministic=deterministic)
+
+    def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        return self.action_dist.log_prob_from_params(self.dist_params(obs))
 
 
 class DistributionPolicy(SACPolicy):
@@ -130,15 +124,15 @@ class DistributionPolicy(SACPolicy):
         if self.distribution == "squashed_gaussian":
             return super().make_actor(features_extractor)
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        if self.distribution == "beta":
-            return BetaActor(**actor_kwargs).to(self.device)
-        return GaussianMixtureActor(**actor_kwargs, n_components=self.n_components).to(self.device)
+        actor = DistributionActor(**actor_kwargs, distribution=self.distribution, n_components=self.n_components)
+        return actor.to(self.device)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions = super()._predict(observation, deterministic)
-        if deterministic and isinstance(self.actor.action_dist, SquashedGaussianMixtureDistribution):
+        action_dist: Any = self.actor.action_dist
+        if deterministic and isinstance(action_dist, SquashedGaussianMixtureDistribution):
             # Of the components' means, the one that the critics like best (as haarnoja/sac did)
-            candidates = self.actor.action_dist.component_means().movedim(1, 0)
+            candidates = action_dist.component_means().movedim(1, 0)
             best = min_q_function(self.critic, observation)(candidates).argmax(dim=0)
             actions = candidates[best, th.arange(candidates.shape[1])]
         return actions
