@@ -2,8 +2,8 @@
 The gradient that reaches the actor's weights, the same in the mean for every algorithm: that of
 ``J = E_s E_{a ~ pi(.|s)} [min Q(s, a) - ent_coef * log pi(a|s)]``.
 
-The truth is computed here by quadrature over two action dimensions, from formulas written out once more; of the package only
-the networks are used. The algorithms run as they are, through ``train``, with a learning rate of 0.
+The truth is computed here by quadrature over two action dimensions, from densities written out once more; of the package only
+their parameters are used. The algorithms run as they are, through ``train``, with a learning rate of 0.
 """
 
 import copy
@@ -15,9 +15,9 @@ import pytest
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from torch.nn import functional as F
 
 from sb3_pathwise import LikelihoodRatioAC, MeasureValuedAC, MixedAC, PathwiseAC
+from sb3_pathwise.distributions import policy_distribution
 
 ENT_COEF = 0.5
 N_STATES = 8
@@ -50,25 +50,24 @@ def actions_and_densities(model: Any, obs: th.Tensor) -> tuple[th.Tensor, th.Ten
     Nodes of the quadrature: actions (n, B, 2), log pi of them (n, B), differentiable in the actor's weights, and the
     probability of each node (n, B), differentiable too.
     """
-    first, second, kwargs = model.actor.get_action_dist_params(obs)
-    first, second = first.double(), second.double()
+    base = policy_distribution(model.actor, obs).base
     if model.policy_kwargs.get("distribution") == "beta":
         # Even in logit(x), because the density is steep at 0 and 1
         u, area = grid(300, 20.0)
         x = u.sigmoid()
-        log_density = beta_log_density(x, 1 + F.softplus(first), 1 + F.softplus(second)).sum(-1)
+        alpha, beta = base.base_dist.concentration1.double(), base.base_dist.concentration0.double()
+        log_density = beta_log_density(x, alpha, beta).sum(-1)
         probability = log_density.exp() * (x * (1 - x)).prod(-1) * area
         # d action / d x = 2 in each dimension
         return (2 * x - 1).expand(-1, len(obs), -1), log_density - 2 * math.log(2), probability
     if model.policy_kwargs.get("distribution") == "gaussian_mixture":
         # The components are apart, so the nodes cover all of pre-squash space that matters
         u, area = grid(400, 11.0)
-        per_component = gaussian_log_density(u.unsqueeze(2), first, second.exp()).sum(-1)
-        log_density = th.logsumexp(per_component + kwargs["logits"].log_softmax(-1), dim=-1)
+        components = base.component_distribution.base_dist
+        log_densities = gaussian_log_density(u.unsqueeze(2), components.loc.double(), components.scale.double()).sum(-1)
+        log_density = th.logsumexp(log_densities + base.mixture_distribution.probs.double().log(), dim=-1)
     else:
-        mean, std = first, second.exp()
-        if model.use_sde:
-            std = (kwargs["latent_sde"].double() ** 2 @ second.exp() ** 2).sqrt()
+        mean, std = base.base_dist.loc.double(), base.base_dist.scale.double()
         u, area = grid(250, 6.5)
         u, area = (mean + std * u).detach(), area * std.detach().prod(-1)
         log_density = gaussian_log_density(u, mean, std).sum(-1)
@@ -106,7 +105,7 @@ def make_frozen(
     """
 
     def make(cls: type, tile: int, kwargs: dict[str, Any]) -> Any:
-        kwargs = kwargs | {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [24]}} | kwargs.get("policy_kwargs", {})}
+        kwargs = kwargs | {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [24, 12]}} | kwargs.get("policy_kwargs", {})}
         model = make_model(cls, learning_rate=0.0, ent_coef=f"auto_{ENT_COEF}", **kwargs)
         generator = th.Generator().manual_seed(1)
         with th.no_grad():
@@ -159,9 +158,11 @@ CASES: list[tuple[type, dict[str, Any], int, int]] = [
     (LikelihoodRatioAC, BETA, 32, 150),
     (MixedAC, BETA, 32, 150),
     (LikelihoodRatioAC, MIXTURE, 32, 150),
+    # Critics that are not fused
+    (LikelihoodRatioAC, {"policy_kwargs": {"activation_fn": th.nn.Tanh, "n_critics": 3}}, 32, 150),
     # Other values of the route's arguments
     (PathwiseAC, {"n_action_samples": 3}, 32, 150),
-    (LikelihoodRatioAC, {"n_action_samples": 1, "baseline": "mean_action"}, 32, 150),
+    (LikelihoodRatioAC, {"n_action_samples": 2, "baseline": "mean_action"}, 32, 150),
     (LikelihoodRatioAC, {"n_action_samples": 2, "baseline": "none"}, 32, 150),
     (MeasureValuedAC, {"n_action_samples": 2}, 32, 150),
     (MixedAC, {"n_action_samples": 5, "baseline": "mean_action"}, 32, 150),
@@ -170,7 +171,8 @@ CASES: list[tuple[type, dict[str, Any], int, int]] = [
 
 def case_id(case: tuple[type, dict[str, Any], int, int]) -> str:
     kwargs = case[1].get("policy_kwargs", {}) | case[1]
-    return "-".join([case[0].__name__, *(f"{name}={kwargs[name]}" for name in sorted(kwargs) if name != "policy_kwargs")])
+    settings = [f"{name}={getattr(value, '__name__', value)}" for name, value in kwargs.items() if name != "policy_kwargs"]
+    return "-".join([case[0].__name__, *settings])
 
 
 @pytest.mark.parametrize("cls, kwargs, tile, n_repetitions", CASES, ids=map(case_id, CASES))
