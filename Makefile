@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LINT_PATHS := sb3_pathwise/ tests/ examples/
 # Two worker processes of one torch thread each: more threads only slow small networks down.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: help demo test test-all lint type format check-codestyle commit-checks clean
 

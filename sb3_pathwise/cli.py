@@ -152,13 +152,12 @@ def run_zoo(name: str, arguments: list[str]) -> None:
 
             train()
         elif name in PLOTS:
-            with figures_saved_without_display(name):
-                plots = importlib.import_module("rl_zoo3.plots")
-                getattr(plots, name)()
+            plot = getattr(importlib.import_module("rl_zoo3.plots"), name)
+            with figures_saved_without_display(name), too_few_runs_named():
+                plot()
         else:
-            zoo.mend_hub()
             # Scripts without a function, except for enjoy, which is one as well
-            with video_tools() if name == "record_training" else contextlib.nullcontext():
+            with zoo.mended_hub(), video_tools() if name == "record_training" else contextlib.nullcontext():
                 runpy.run_module(f"rl_zoo3.{name}", run_name="__main__")
 
 
@@ -218,6 +217,21 @@ def figures_saved_without_display(name: str) -> Iterator[None]:
     # Matplotlib's choice when it finds no display
     with replaced(plt, "show", save) if plt.get_backend().lower() == "agg" else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def too_few_runs_named() -> Iterator[None]:
+    """
+    Say what rl_zoo3 lacks when it says that a sequence is empty.
+
+    :raises ValueError: if an algorithm has one run only
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "empty sequence" not in str(error):
+            raise
+        raise ValueError("each algorithm needs two runs at least, with evaluations of two episodes at least") from error
 
 
 @contextlib.contextmanager

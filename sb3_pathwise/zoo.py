@@ -12,7 +12,7 @@ What rl_zoo3 2.9 does not do for an algorithm from outside, and who does it:
   for the latest run when it looks for a model: ``ExperimentManager``.
 - A replay buffer of full size for a model that only plays, since it knows the off-policy algorithms by name:
   ``register(replay_buffer=False)``.
-- ``push_to_hub`` and ``load_from_hub`` with the libraries that it can be installed with: ``mend_hub``.
+- ``push_to_hub`` and ``load_from_hub`` with the libraries that it can be installed with: ``mended_hub``.
 - Scores of MuJoCo tasks and of Pendulum-v1 enter ``plot_from_file --rliable`` as they are, with a warning: nobody's
   reference scores are shipped. ``sb3-pathwise report`` makes its statistics per environment.
 - ``-optimize`` replaces the ``policy_kwargs`` of the configuration file by those that it samples, as for SAC: a policy's
@@ -21,7 +21,8 @@ What rl_zoo3 2.9 does not do for an algorithm from outside, and who does it:
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ import optuna
 import rl_zoo3.exp_manager
 import rl_zoo3.train
 import yaml
+from huggingface_hub.errors import HTTPError as HubError
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.repocard import metadata_save
+from huggingface_sb3 import load_from_hub
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from requests.exceptions import HTTPError
+from requests.exceptions import HTTPError as MissingFile
 from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_offpolicy_params, sample_sac_params
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -231,47 +235,53 @@ def without_replay_buffer(algorithm: type[ActorCritic]) -> type[ActorCritic]:
     return Player
 
 
-def mend_hub() -> None:
+@contextmanager
+def mended_hub() -> Iterator[None]:
     """
     Let rl_zoo3's ``push_to_hub`` and ``load_from_hub`` work with sb3-team-hf-integration 3.2 and huggingface_hub 2.
 
     They import a function that has been renamed and returns another type, and take a missing file for an error of requests,
     which huggingface_hub no longer uses. The model card names commands of rl_zoo3, which does not know our keys.
-    To be called before either is imported.
+    To be entered before either is imported.
+
+    :raises ConnectionError: if the hub refuses or cannot be reached
     """
     # Not huggingface_sb3.push_to_hub, which is the function of that name
     hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
     if not hasattr(hub, "generate_metadata"):
         hub.generate_metadata = lambda *args: hub._generate_metadata(*args).to_dict()
-    huggingface_hub.repocard.metadata_save = partial(save_card, huggingface_hub.repocard.metadata_save)
-    huggingface_sb3.load_from_hub = partial(load_file, huggingface_sb3.load_from_hub)
+    huggingface_hub.repocard.metadata_save = save_card
+    huggingface_sb3.load_from_hub = load_file
+    try:
+        yield
+    except HubError as error:
+        raise ConnectionError(f"the Hugging Face hub: {error}") from error
 
 
-def save_card(metadata_save: Callable[[Path, dict], None], path: Path, metadata: dict[str, Any]) -> None:
+def save_card(local_path: str | Path, data: dict[str, Any]) -> None:
     """
     Save a model card whose commands work.
 
-    :param metadata_save: huggingface_hub's function
-    :param path: the card, already written
-    :param metadata: what to put at its head
+    :param local_path: the card, already written
+    :param data: what to put at its head
     """
+    path = Path(local_path)
     card = path.read_text(encoding="utf-8")
     if any(f"--algo {algo} " in card for algo in ALGORITHMS):
         card = card.replace("python -m rl_zoo3.", "python -m sb3_pathwise ")
         card = card.replace("pip install rl_zoo3", 'pip install "sb3-pathwise[zoo]"')
         path.write_text(card, encoding="utf-8")
-    metadata_save(path, metadata)
+    metadata_save(local_path, data)
 
 
-def load_file(load_from_hub: Callable[[str, str], str], repo_id: str, filename: str) -> str:
+def load_file(repo_id: str, filename: str) -> str:
     """
-    :param load_from_hub: huggingface_sb3's function
     :param repo_id: repository
     :param filename: file in it
     :return: path to the local copy
-    :raises HTTPError: if there is no such file, which rl_zoo3 expects of a model without normalization
+    :raises MissingFile: if there is no such file, which rl_zoo3 expects of a model without normalization
     """
     try:
         return load_from_hub(repo_id, filename)
     except RemoteEntryNotFoundError as error:
-        raise HTTPError(str(error)) from error
+        raise MissingFile(str(error)) from error
