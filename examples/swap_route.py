@@ -29,7 +29,7 @@ def train_and_save(model: SAC, name: str) -> None:
     model.learn(args.timesteps, reset_num_timesteps=False)
     model.save(args.output / f"{name}.zip")
     model.save_replay_buffer(args.output / f"{name}_buffer.pkl")
-    mean_return, _ = evaluate_policy(model, env, n_eval_episodes=20)
+    mean_return, _ = evaluate_policy(model, env, n_eval_episodes=10)
     print(f"{name}.zip: {type(model).__name__}, {model.num_timesteps} steps, mean return {mean_return:.0f}")
 
 
@@ -39,7 +39,7 @@ def load(algorithm: type[SAC], name: str) -> SAC:
     return model
 
 
-settings = {"learning_rate": 1e-3, "learning_starts": 1_000, "seed": 0}
+settings = {"learning_rate": 1e-3, "seed": 0}
 train_and_save(PathwiseAC("MlpPolicy", env, **settings), "pathwise")
 train_and_save(load(LikelihoodRatioAC, "pathwise"), "likelihood_ratio")
 train_and_save(load(PathwiseAC, "likelihood_ratio"), "pathwise_again")
