@@ -6,11 +6,13 @@ What differs between the algorithms is one method, ``ActorCritic.actor_surrogate
 
 import inspect
 import io
+import itertools
 import pathlib
 from abc import abstractmethod
 from collections import defaultdict
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
@@ -23,7 +25,7 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from sb3_pathwise.distributions import PolicyDistribution, policy_distribution
-from sb3_pathwise.fast import LeanAdam, fuse_mlps
+from sb3_pathwise.fast import FusedMLP, LeanAdam, fuse_mlps, fused_latent_pi, fused_q_networks, scalar
 from sb3_pathwise.policies import CnnPolicy, DistributionPolicy, MlpPolicy, MultiInputPolicy, min_q_function
 from sb3_pathwise.routes import BASELINES, Objective
 
@@ -114,6 +116,10 @@ class ActorCritic(SAC):
         self.critic.optimizer = LeanAdam.of(self.critic.optimizer)
         if self.ent_coef_optimizer is not None:
             self.ent_coef_optimizer = LeanAdam.of(self.ent_coef_optimizer)
+        # What is differentiated by hand: networks whose inputs need no gradient
+        self._q_networks = fused_q_networks(self.critic)
+        self._latent_pi = fused_latent_pi(self.actor)
+        self._latent_pi_ids = set(map(id, self.actor.latent_pi.parameters()))
         # Walking through the modules at every step would cost more than the average itself
         self._params: list[th.Tensor] = list(self.critic.parameters())
         self._target_params: list[th.Tensor] = list(self.critic_target.parameters())
@@ -173,9 +179,9 @@ class ActorCritic(SAC):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         # The only point where the host waits for the device
-        means = th.stack([th.stack(values).mean() for values in metrics.values()]).tolist()
-        for name, mean in zip(metrics, means, strict=True):
-            self.logger.record(f"train/{name}", mean)
+        flat = iter(th.stack(list(itertools.chain(*metrics.values()))).tolist())
+        for name, values in metrics.items():
+            self.logger.record(f"train/{name}", np.mean(list(itertools.islice(flat, len(values)))))
 
     def _update(self, replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool) -> dict[str, th.Tensor]:
         """
@@ -191,12 +197,13 @@ class ActorCritic(SAC):
         ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp().squeeze()
         metrics = {"ent_coef": ent_coef}
         if update_actor:
+            latent = None if self._latent_pi is None else self._latent_pi.trace()
             policy_dist = policy_distribution(self.actor, replay_data.observations)
             # Drawn here, before the target's actions, to take the random numbers in SAC's order
             x = self._draw(policy_dist, self.n_action_samples)
         metrics |= self._update_critic(replay_data, ent_coef)
         if update_actor:
-            metrics |= self._update_actor(replay_data.observations, policy_dist, x, ent_coef)
+            metrics |= self._update_actor(replay_data.observations, policy_dist, x, ent_coef, latent)
         if update_targets:
             self._update_targets()
         return metrics
@@ -213,17 +220,57 @@ class ActorCritic(SAC):
             next_x = next_dist.base.rsample() if next_dist.base.has_rsample else next_dist.base.sample()
             next_actions = next_dist.squash(next_x)
             next_log_prob = next_dist.log_prob(next_x, next_actions).unsqueeze(1)
-            next_q_values = th.cat(self.critic_target(replay_data.next_observations, next_actions), dim=1)
+            next_q_values = self._target_critics(replay_data.next_observations, next_actions)
             next_v_values = next_q_values.min(dim=1, keepdim=True).values - ent_coef * next_log_prob
             target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * next_v_values
 
-        current_q_values = self.critic(replay_data.observations, replay_data.actions)
-        critic_loss = 0.5 * th.stack([F.mse_loss(current_q, target_q_values) for current_q in current_q_values]).sum()
-        critic_grad_norm = self._descend(critic_loss, self.critic.optimizer)
-        return {"critic_loss": critic_loss.detach(), "critic_grad_norm": critic_grad_norm}
+        if self._q_networks is None:
+            current_q_values = self.critic(replay_data.observations, replay_data.actions)
+            critic_loss = 0.5 * th.stack([F.mse_loss(current_q, target_q_values) for current_q in current_q_values]).sum()
+            self._backward(critic_loss, self.critic.optimizer)
+        else:
+            critic_loss = self._backward_by_hand(replay_data, target_q_values, self._q_networks)
+        return {"critic_loss": critic_loss.detach(), "critic_grad_norm": self._step(self.critic.optimizer)}
+
+    def _target_critics(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        if self._q_networks is None:
+            return th.cat(self.critic_target(obs, actions), dim=1)
+        features = self.critic_target.extract_features(obs, self.critic_target.features_extractor)
+        qvalue_input = th.cat([features, actions], dim=1)
+        q_networks = cast(list[FusedMLP], self.critic_target.q_networks)
+        return th.cat([q_net.evaluate(qvalue_input, use=0)[-1] for q_net in q_networks], dim=1)
+
+    @th.no_grad()
+    def _backward_by_hand(
+        self, replay_data: ReplayBufferSamples, target_q_values: th.Tensor, q_networks: list[FusedMLP]
+    ) -> th.Tensor:
+        """
+        The critics' loss and its gradient, one network after the other: each then finds its activations in the cache.
+
+        :param replay_data: Batch of transitions, size B
+        :param target_q_values: shape (B, 1)
+        :param q_networks: The critics' networks
+        :return: Loss, a scalar
+        """
+        features = self.critic.extract_features(replay_data.observations, self.critic.features_extractor)
+        qvalue_input = th.cat([features, replay_data.actions], dim=1)
+        losses = []
+        for q_net in q_networks:
+            activations = q_net.evaluate(qvalue_input, use=0)
+            current_q = activations[-1]
+            losses.append(F.mse_loss(current_q, target_q_values))
+            # Half the squared error, averaged over the batch
+            grad = (current_q - target_q_values) * (1 / len(current_q))
+            q_net.backward(grad, activations, weights=True, inputs=False)
+        return 0.5 * th.stack(losses).sum()
 
     def _update_actor(
-        self, obs: PyTorchObs, policy_dist: PolicyDistribution, x: th.Tensor, ent_coef: th.Tensor
+        self,
+        obs: PyTorchObs,
+        policy_dist: PolicyDistribution,
+        x: th.Tensor,
+        ent_coef: th.Tensor,
+        latent: list[th.Tensor] | None,
     ) -> dict[str, th.Tensor]:
         with th.no_grad():
             log_prob = policy_dist.log_prob(x, policy_dist.squash(x))
@@ -237,7 +284,8 @@ class ActorCritic(SAC):
         if entropy_base is not None:
             surrogate = surrogate + ent_coef * entropy_base
             metrics["actor_loss"] += ent_coef * policy_dist.base.log_prob(x).detach().mean()
-        metrics["actor_grad_norm"] = self._descend(-surrogate.mean(), self.actor.optimizer)
+        self._backward(-surrogate.mean(), self.actor.optimizer, latent)
+        metrics["actor_grad_norm"] = self._step(self.actor.optimizer)
 
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             # The log of the coefficient, as in SAC, see https://github.com/rail-berkeley/softlearning/issues/37.
@@ -285,29 +333,51 @@ class ActorCritic(SAC):
 
         return objective
 
-    def _descend(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> th.Tensor:
+    def _backward(self, loss: th.Tensor, optimizer: th.optim.Optimizer, latent: list[th.Tensor] | None = None) -> None:
         """
-        One step of an optimizer. Only its own parameters receive a gradient: the actor's step spends no backward pass
+        Gradients for one step of an optimizer. Only its own parameters receive them: the actor's step spends no backward pass
         on the critics' weights.
 
         :param loss: Loss, a scalar
         :param optimizer: Optimizer of the parameters to change
+        :param latent: The trace of the actor's ``latent_pi``, if it was kept out of the graph
+        """
+        if latent is None or self._latent_pi is None:
+            optimizer.zero_grad()
+            loss.backward(inputs=self._trainable(optimizer))
+        else:
+            params = [param for param in self._trainable(optimizer) if id(param) not in self._latent_pi_ids]
+            for param in params:
+                param.grad = None
+            loss.backward(inputs=[latent[-1], *params])
+            self._latent_pi.backward(cast(th.Tensor, latent[-1].grad), latent, weights=True, inputs=False)
+
+    def _step(self, optimizer: th.optim.Optimizer) -> th.Tensor:
+        """
+        One step of an optimizer.
+
+        :param optimizer: Optimizer, its parameters having gradients
         :return: norm of the gradient, before clipping
         """
-        params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        optimizer.zero_grad()
-        loss.backward(inputs=params)
-        norms = th._foreach_norm([param.grad for param in params if param.grad is not None])
-        grad_norm = th.linalg.vector_norm(th.stack(norms))
+        params = self._trainable(optimizer)
+        if isinstance(optimizer, LeanAdam):
+            grads = optimizer.gather_grads()
+        else:
+            grads = [param.grad for param in params if param.grad is not None]
+        grad_norm = th.linalg.vector_norm(grads[0]) if len(grads) == 1 else th.nn.utils.get_total_norm(grads)
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(params, self.max_grad_norm, grad_norm)
         optimizer.step()
         return grad_norm
 
+    @staticmethod
+    def _trainable(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+        return [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
+
     def _update_targets(self) -> None:
         with th.no_grad():
             # polyak_update() with one call for all tensors, rounded alike
-            th._foreach_mul_(self._target_params, 1 - self.tau)
+            th._foreach_mul_(self._target_params, scalar(1 - self.tau, self._target_params[0].dtype))
             th._foreach_add_(self._target_params, self._params, alpha=self.tau)
         # Running statistics of batch norm are copied, see SB3 #996
         polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
@@ -326,7 +396,7 @@ class ActorCritic(SAC):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_params", "_target_params"]
+        return [*super()._excluded_save_params(), "_params", "_target_params", "_q_networks", "_latent_pi", "_latent_pi_ids"]
 
     @classmethod
     def load(  # type: ignore[override]

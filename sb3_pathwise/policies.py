@@ -4,6 +4,7 @@ SAC's policies with a choice of action distribution, and the smallest critic as 
 Networks only. The distributions themselves are in ``distributions.py``, what is learned with them in ``learner.py``.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
@@ -14,6 +15,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac import policies as sac_policies
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACPolicy
+from torch import nn
+from torch.autograd.function import once_differentiable
 
 from sb3_pathwise.distributions import BetaDistribution, SplitDistribution, SquashedGaussianMixtureDistribution
 from sb3_pathwise.fast import FusedMLP
@@ -34,16 +37,54 @@ def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Te
     with th.no_grad():
         features = critic.extract_features(obs, critic.features_extractor)
 
+    all_fused = all(isinstance(q_net, FusedMLP) for q_net in critic.q_networks)
+
     def min_qf(actions: th.Tensor) -> th.Tensor:
-        if th.is_grad_enabled() or not all(isinstance(q_net, FusedMLP) for q_net in critic.q_networks):
+        if th.is_grad_enabled() or not all_fused:
             qvalue_input = th.cat([features.expand(*actions.shape[:-1], -1), actions], dim=-1).flatten(end_dim=1)
-            q_values = [q_net(qvalue_input) for q_net in critic.q_networks]
-            return th.cat(q_values, dim=1).min(dim=1).values.view(actions.shape[:-1])
+            if all_fused:
+                q_values = QValues.apply(qvalue_input, critic.q_networks)
+            else:
+                q_values = th.cat([q_net(qvalue_input) for q_net in critic.q_networks], dim=1)
+            return q_values.min(dim=1).values.view(actions.shape[:-1])
         # One sample at a time, so that activations stay in the cache, and the state's part of the first layer only once
         q_nets = [cast(FusedMLP, q_net).given(features) for q_net in critic.q_networks]
         return th.stack([th.cat([q_net(a) for q_net in q_nets], dim=1).min(dim=1).values for a in actions])
 
     return min_qf
+
+
+class QValues(th.autograd.Function):
+    """Critics as functions of their inputs only: no gradient is spent on their weights."""
+
+    @staticmethod
+    def forward(ctx: Any, qvalue_input: th.Tensor, q_networks: list[FusedMLP]) -> th.Tensor:
+        """
+        :param ctx: What ``backward`` needs to know
+        :param qvalue_input: Features and actions, shape (B, features_dim + d)
+        :param q_networks: Critics
+        :return: Q-values, shape (B, number of critics)
+        """
+        traces = [q_net.evaluate(qvalue_input, use=i) for i, q_net in enumerate(q_networks)]
+        ctx.q_networks = q_networks
+        # Saved so that autograd notices if they are overwritten too early
+        ctx.save_for_backward(*itertools.chain(*traces))
+        return th.cat([trace[-1] for trace in traces], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None]:  # type: ignore[override]
+        """
+        :param ctx: What ``forward`` left
+        :param grad: Gradient with respect to the Q-values
+        :return: Gradient with respect to ``qvalue_input``
+        """
+        n_saved = len(ctx.saved_tensors) // len(ctx.q_networks)
+        grads = [
+            q_net.backward(grad[:, i : i + 1], ctx.saved_tensors[i * n_saved : (i + 1) * n_saved], weights=False, inputs=True)
+            for i, q_net in enumerate(ctx.q_networks)
+        ]
+        return sum(grads[1:], grads[0]), None
 
 
 class DistributionActor(Actor):
@@ -126,6 +167,17 @@ class DistributionPolicy(SACPolicy):
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
         actor = DistributionActor(**actor_kwargs, distribution=self.distribution, n_components=self.n_components)
         return actor.to(self.device)
+
+    def set_training_mode(self, mode: bool) -> None:
+        # SB3's, but for nn.Module.train(), which is 20 times slower and is called at every step of the environment
+        modules: list[nn.Module] = [self.actor, self.critic]
+        for module in modules:
+            if type(module).train is nn.Module.train:
+                module.__dict__["training"] = mode
+                modules += filter(None, module._modules.values())
+            else:
+                module.train(mode)
+        self.training = mode
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions = super()._predict(observation, deterministic)
