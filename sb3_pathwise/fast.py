@@ -139,11 +139,12 @@ class FusedMLP(nn.Sequential):
         return None
 
     def _buffer(self, use: object, layer: int, shape: tuple[int, ...], like: th.Tensor) -> th.Tensor:
-        key = (use, layer, shape)
+        n_rows, n_columns = shape
+        key = (use, layer, n_columns)
         buffer = self.memory.get(key)
-        if buffer is None:
+        if buffer is None or len(buffer) < n_rows:
             buffer = self.memory[key] = like.new_empty(shape)
-        return buffer
+        return buffer[:n_rows]
 
     def given(self, features: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
         """

@@ -26,7 +26,14 @@ from torch.nn import functional as F
 
 from sb3_pathwise.distributions import PolicyDistribution, policy_distribution
 from sb3_pathwise.fast import FusedMLP, LeanAdam, fuse_mlps, fused_latent_pi, fused_q_networks, scalar
-from sb3_pathwise.policies import CnnPolicy, DistributionPolicy, MlpPolicy, MultiInputPolicy, min_q_function
+from sb3_pathwise.policies import (
+    CnnPolicy,
+    DistributionPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    extract_features,
+    min_q_function,
+)
 from sb3_pathwise.routes import BASELINES, Objective
 
 SelfActorCritic = TypeVar("SelfActorCritic", bound="ActorCritic")
@@ -235,7 +242,7 @@ class ActorCritic(SAC):
     def _target_critics(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         if self._q_networks is None:
             return th.cat(self.critic_target(obs, actions), dim=1)
-        features = self.critic_target.extract_features(obs, self.critic_target.features_extractor)
+        features = extract_features(self.critic_target, obs)
         qvalue_input = th.cat([features, actions], dim=1)
         q_networks = cast(list[FusedMLP], self.critic_target.q_networks)
         return th.cat([q_net.evaluate(qvalue_input, use=0)[-1] for q_net in q_networks], dim=1)
@@ -252,7 +259,7 @@ class ActorCritic(SAC):
         :param q_networks: The critics' networks
         :return: Loss, a scalar
         """
-        features = self.critic.extract_features(replay_data.observations, self.critic.features_extractor)
+        features = extract_features(self.critic, replay_data.observations)
         qvalue_input = th.cat([features, replay_data.actions], dim=1)
         losses = []
         for q_net in q_networks:
@@ -272,12 +279,16 @@ class ActorCritic(SAC):
         ent_coef: th.Tensor,
         latent: list[th.Tensor] | None,
     ) -> dict[str, th.Tensor]:
-        with th.no_grad():
-            log_prob = policy_dist.log_prob(x, policy_dist.squash(x))
-        metrics = {"entropy": -log_prob.mean()}
-
         entropy_base = self._entropy_base(policy_dist.base)
-        objective = self._objective(obs, policy_dist, ent_coef, with_base=entropy_base is None)
+        # At this draw it is needed for the temperature, and by the pathwise route again, with its graph
+        with th.set_grad_enabled(self.needs_rsample and entropy_base is None):
+            actions_pi = policy_dist.squash(x)
+            log_prob_with_graph = policy_dist.log_prob(x, actions_pi)
+        log_prob = log_prob_with_graph.detach()
+        metrics = {"entropy": -log_prob.mean()}
+        objective = self._objective(
+            obs, policy_dist, ent_coef, with_base=entropy_base is None, known=(x, actions_pi, log_prob_with_graph)
+        )
         surrogate = self.actor_surrogate(policy_dist.with_draw(x), objective)
         # Logged with the sampled entropy on every route, as SAC does: minus the Monte Carlo estimate of J
         metrics["actor_loss"] = -surrogate.detach().mean()
@@ -313,7 +324,14 @@ class ActorCritic(SAC):
         except NotImplementedError:
             return None
 
-    def _objective(self, obs: PyTorchObs, policy_dist: PolicyDistribution, ent_coef: th.Tensor, with_base: bool) -> Objective:
+    def _objective(
+        self,
+        obs: PyTorchObs,
+        policy_dist: PolicyDistribution,
+        ent_coef: th.Tensor,
+        with_base: bool,
+        known: tuple[th.Tensor, th.Tensor, th.Tensor] | None = None,
+    ) -> Objective:
         """
         The integrand of J as a function of pre-squash actions.
 
@@ -321,11 +339,15 @@ class ActorCritic(SAC):
         :param policy_dist: The policy at ``obs``
         :param ent_coef: Entropy coefficient, a scalar
         :param with_base: Whether it includes ``-ent_coef * log base(x)``
+        :param known: Pre-squash actions for which actions and log-probabilities are known, and these
         :return: maps pre-squash actions (n, B, d) to values (n, B)
         """
         min_qf = min_q_function(self.critic, obs)
 
         def objective(x: th.Tensor) -> th.Tensor:
+            if with_base and known is not None and x is known[0]:
+                _, actions_pi, log_prob = known
+                return min_qf(actions_pi) - ent_coef * log_prob
             actions_pi = policy_dist.squash(x)
             if with_base:
                 return min_qf(actions_pi) - ent_coef * policy_dist.log_prob(x, actions_pi)

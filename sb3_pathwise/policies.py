@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac import policies as sac_policies
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACPolicy
@@ -20,6 +21,18 @@ from torch.autograd.function import once_differentiable
 
 from sb3_pathwise.distributions import BetaDistribution, SplitDistribution, SquashedGaussianMixtureDistribution
 from sb3_pathwise.fast import FusedMLP
+
+
+def extract_features(critic: ContinuousCritic, obs: PyTorchObs) -> th.Tensor:
+    """
+    :param critic: Critic networks
+    :param obs: Observations, batch size B
+    :return: ``critic.extract_features``, without the way there if it leads nowhere, shape (B, features_dim)
+    """
+    if type(critic.features_extractor) is FlattenExtractor and isinstance(obs, th.Tensor):
+        if isinstance(critic.observation_space, spaces.Box) and obs.dim() == 2 and obs.dtype == th.float32:
+            return obs
+    return critic.extract_features(obs, critic.features_extractor)
 
 
 def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Tensor], th.Tensor]:
@@ -35,7 +48,7 @@ def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Te
         return lambda actions: th.stack([th.cat(critic(obs, a), dim=1).min(dim=1).values for a in actions])
 
     with th.no_grad():
-        features = critic.extract_features(obs, critic.features_extractor)
+        features = extract_features(critic, obs)
 
     all_fused = all(isinstance(q_net, FusedMLP) for q_net in critic.q_networks)
 
@@ -43,10 +56,10 @@ def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Te
         if th.is_grad_enabled() or not all_fused:
             qvalue_input = th.cat([features.expand(*actions.shape[:-1], -1), actions], dim=-1).flatten(end_dim=1)
             if all_fused:
-                q_values = QValues.apply(qvalue_input, critic.q_networks)
+                min_q_values = MinQValue.apply(qvalue_input, critic.q_networks)
             else:
-                q_values = th.cat([q_net(qvalue_input) for q_net in critic.q_networks], dim=1)
-            return q_values.min(dim=1).values.view(actions.shape[:-1])
+                min_q_values = th.cat([q_net(qvalue_input) for q_net in critic.q_networks], dim=1).min(dim=1).values
+            return min_q_values.view(actions.shape[:-1])
         # One sample at a time, so that activations stay in the cache, and the state's part of the first layer only once
         q_nets = [cast(FusedMLP, q_net).given(features) for q_net in critic.q_networks]
         return th.stack([th.cat([q_net(a) for q_net in q_nets], dim=1).min(dim=1).values for a in actions])
@@ -54,8 +67,8 @@ def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Te
     return min_qf
 
 
-class QValues(th.autograd.Function):
-    """Critics as functions of their inputs only: no gradient is spent on their weights."""
+class MinQValue(th.autograd.Function):
+    """The smallest of the critics as a function of its inputs only: no gradient is spent on weights, nor on the others."""
 
     @staticmethod
     def forward(ctx: Any, qvalue_input: th.Tensor, q_networks: list[FusedMLP]) -> th.Tensor:
@@ -63,28 +76,31 @@ class QValues(th.autograd.Function):
         :param ctx: What ``backward`` needs to know
         :param qvalue_input: Features and actions, shape (B, features_dim + d)
         :param q_networks: Critics
-        :return: Q-values, shape (B, number of critics)
+        :return: Values, shape (B,)
         """
         traces = [q_net.evaluate(qvalue_input, use=i) for i, q_net in enumerate(q_networks)]
+        values, indices = th.cat([trace[-1] for trace in traces], dim=1).min(dim=1)
         ctx.q_networks = q_networks
         # Saved so that autograd notices if they are overwritten too early
-        ctx.save_for_backward(*itertools.chain(*traces))
-        return th.cat([trace[-1] for trace in traces], dim=1)
+        ctx.save_for_backward(indices, *itertools.chain(*traces))
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None]:  # type: ignore[override]
         """
         :param ctx: What ``forward`` left
-        :param grad: Gradient with respect to the Q-values
+        :param grad: Gradient with respect to the values
         :return: Gradient with respect to ``qvalue_input``
         """
-        n_saved = len(ctx.saved_tensors) // len(ctx.q_networks)
-        grads = [
-            q_net.backward(grad[:, i : i + 1], ctx.saved_tensors[i * n_saved : (i + 1) * n_saved], weights=False, inputs=True)
-            for i, q_net in enumerate(ctx.q_networks)
-        ]
-        return sum(grads[1:], grads[0]), None
+        indices, *saved = ctx.saved_tensors
+        n_saved = len(saved) // len(ctx.q_networks)
+        grad_input = th.empty_like(saved[0])
+        for i, q_net in enumerate(ctx.q_networks):
+            rows = (indices == i).nonzero().squeeze(1)
+            trace = [saved[i * n_saved].new_empty(0), *(saved[i * n_saved + j][rows] for j in range(1, n_saved))]
+            grad_input[rows] = q_net.backward(grad[rows].unsqueeze(1), trace, weights=False, inputs=True)
+        return grad_input, None
 
 
 class DistributionActor(Actor):
