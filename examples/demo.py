@@ -64,16 +64,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
+@rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
 def draw(curves: dict[tuple[str, int], Curve], path: Path) -> None:
     """
     :param curves: Learning curve of each (name of the algorithm, seed)
     :param path: Of the picture
     """
-    with rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.subplots()
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     axes.axvspan(0, LEARNING_STARTS, color="0.93", linewidth=0, zorder=0)
-    axes.text(LEARNING_STARTS / 2, -60, "random actions,\nno updates", ha="center", va="top", color="0.35", fontsize=10)
+    axes.text(LEARNING_STARTS / 2, -20, "random actions,\nno updates", ha="center", va="top", color="0.35", fontsize=10)
     n_seeds = len({seed for _, seed in curves})
     for name, (colour, marker) in LOOKS.items():
         of_seeds = [np.array(curve).T for (owner, _), curve in curves.items() if owner == name]
@@ -88,8 +88,9 @@ def draw(curves: dict[tuple[str, int], Curve], path: Path) -> None:
         title=f"{ENV_ID}: the same learner, two routes to the actor's gradient",
         xlabel="steps of the environment",
         ylabel="return of the training episode",
-        xlim=(0, None),
-        ylim=(None, 0),
+        xlim=(0, steps[-1] + 100),
+        # No return is above 0
+        ylim=(None, 50),
     )
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:,.0f}")
@@ -105,6 +106,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to (default: runs/demo)")
     args = parser.parse_args()
+    if args.timesteps < 200:
+        parser.error("--timesteps must be at least 200, the length of an episode")
+    args.output.mkdir(parents=True, exist_ok=True)
     # More threads only slow small networks down, and would round otherwise
     th.set_num_threads(1)
 
@@ -126,7 +130,6 @@ def main() -> None:
         table.add_row(name, str(seed), f"{mean:.1f}", f"{std:.1f}", f"{seconds:.0f}")
     console.print(table)
 
-    args.output.mkdir(parents=True, exist_ok=True)
     # Without the seconds: everything written is the same when it is run again
     write_csv(args.output / "evaluation.csv", ("algorithm", "seed", "mean_return", "std_return"), [row[:4] for row in results])
     points = [(name, seed, *point) for (name, seed), curve in curves.items() for point in curve]

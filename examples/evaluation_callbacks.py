@@ -36,7 +36,7 @@ model.learn(args.timesteps, callback=[evaluation, checkpoints])
 history = np.load(args.output / "evaluations.npz")
 for steps, returns in zip(history["timesteps"], history["results"].mean(axis=1), strict=True):
     print(f"step {steps}: mean return {returns:.0f}")
-print(f"stopped at step {model.num_timesteps}")
+print(f"ended at step {model.num_timesteps}")
 
 best = PathwiseAC.load(args.output / "best_model.zip")
 mean_return, std = evaluate_policy(best, make_vec_env("Pendulum-v1", seed=2_000), n_eval_episodes=20)

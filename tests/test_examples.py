@@ -1,0 +1,114 @@
+"""
+Every example runs as a user would run it, in an empty folder and with few steps, and shows what its docstring says.
+
+Whether the examples *learn* is not tested here: that takes their default numbers of steps. The README is in
+``test_readme.py``.
+"""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stable_baselines3.common.save_util import load_from_zip_file
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run_example(name: str, *arguments: str) -> str:
+        command = [sys.executable, EXAMPLES / name, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run_example
+
+
+def read_csv(path: str) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_quickstart(run) -> None:
+    lines = re.findall(r"(\w+): (-\d+) \+/- (\d+)", run("quickstart.py", "--timesteps", "1050"))
+    assert [name for name, *_ in lines] == ["PathwiseAC", "LikelihoodRatioAC"]
+    returns = [int(mean) for _, mean, _ in lines]
+    assert all(-2000 < mean < 0 for mean in returns)
+    # Fifty updates from the same parameters, on the same data, along another gradient
+    assert returns[0] != returns[1]
+
+
+def test_swap_route(run) -> None:
+    stages = re.findall(r"(\w+)\.zip: (\w+), (\d+) steps", run("swap_route.py", "--timesteps", "120"))
+    assert stages == [
+        ("pathwise", "PathwiseAC", "120"),
+        ("likelihood_ratio", "LikelihoodRatioAC", "240"),
+        ("pathwise_again", "PathwiseAC", "360"),
+        ("sac", "SAC", "120"),
+        ("likelihood_ratio_from_sac", "LikelihoodRatioAC", "240"),
+    ]
+    for name, _, steps in stages:
+        data, tensors, _ = load_from_zip_file(f"runs/swap_route/{name}.zip")
+        n_updates = int(steps) - data["learning_starts"]
+        assert data["_n_updates"] == n_updates
+        # Optimizers went on as well
+        for optimizer in ("actor.optimizer", "critic.optimizer", "ent_coef_optimizer"):
+            assert {state["step"].item() for state in tensors[optimizer]["state"].values()} == {n_updates}
+
+
+def test_her_dict(run) -> None:
+    output = run("her_dict.py", "--timesteps", "550")
+    assert re.search(r"observations: Dict\('achieved_goal': .*, 'desired_goal': .*, 'observation': .*\)", output)
+    rates = [float(rate) for rate in re.findall(r"success rate .*: ([01]\.\d\d)", output)]
+    assert len(rates) == 2 and all(0 <= rate <= 1 for rate in rates)
+
+
+def test_evaluation_callbacks_stop(run) -> None:
+    output = run("evaluation_callbacks.py", "--timesteps", "1000", "--eval-freq", "100", "--threshold=-10000")
+    assert "ended at step 100\n" in output
+
+
+def test_evaluation_callbacks_go_on(run) -> None:
+    output = run("evaluation_callbacks.py", "--timesteps", "250", "--eval-freq", "100", "--threshold", "0")
+    assert "ended at step 250\n" in output
+    returns = {int(step): float(mean) for step, mean in re.findall(r"step (\d+): mean return (-\d+)", output)}
+    assert list(returns) == [100, 200]
+    folder = Path("runs/evaluation_callbacks")
+    checkpoints = {path.name: path for path in (folder / "checkpoints").iterdir()}
+    assert sorted(checkpoints) == ["rl_model_100_steps.zip", "rl_model_200_steps.zip"]
+    data, *_ = load_from_zip_file(folder / "best_model.zip")
+    assert data["num_timesteps"] == max(returns, key=returns.__getitem__)
+    assert re.search(r"best model: -\d+ \+/- \d+", output)
+
+
+def test_demo(run) -> None:
+    output = run("demo.py", "--timesteps", "1200", "--seeds", "0", "1")
+    runs = [(name, seed) for seed in "01" for name in ("PathwiseAC", "LikelihoodRatioAC")]
+    printed = re.findall(r"│ (\w+) +│ +(\d) │ +(-\d+\.\d) │ +(\d+\.\d) │ +\d+ │", output)
+    assert [row[:2] for row in printed] == runs
+
+    evaluation = read_csv("runs/demo/evaluation.csv")
+    assert [(row["algorithm"], row["seed"]) for row in evaluation] == runs
+    for row, (*_, mean, std) in zip(evaluation, printed, strict=True):
+        assert float(row["mean_return"]) == pytest.approx(float(mean), abs=0.06)
+        assert float(row["std_return"]) == pytest.approx(float(std), abs=0.06)
+
+    points = read_csv("runs/demo/learning_curves.csv")
+    curves = {key: [float(row["episode_return"]) for row in points if (row["algorithm"], row["seed"]) == key] for key in runs}
+    assert {tuple(row["timesteps"] for row in points if (row["algorithm"], row["seed"]) == key) for key in runs} == {
+        ("200", "400", "600", "800", "1000", "1200")
+    }
+    for seed in "01":
+        pathwise, likelihood_ratio = curves["PathwiseAC", seed], curves["LikelihoodRatioAC", seed]
+        # Until learning starts, a seed means the same episodes
+        assert pathwise[:5] == likelihood_ratio[:5]
+        assert pathwise[5] != likelihood_ratio[5]
+    assert curves["PathwiseAC", "0"] != curves["PathwiseAC", "1"]
+    assert Path("runs/demo/learning_curves.png").read_bytes().startswith(b"\x89PNG")

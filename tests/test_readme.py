@@ -1,0 +1,154 @@
+"""
+What the README says is so: quoted lines are in the source, its code runs, its tables agree with the package and the files.
+
+The examples it links are in ``test_examples.py``.
+"""
+
+import ast
+import csv
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+
+import sb3_pathwise
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CLASSES = (sb3_pathwise.PathwiseAC, sb3_pathwise.LikelihoodRatioAC, sb3_pathwise.MeasureValuedAC, sb3_pathwise.MixedAC)
+QUOTES = re.findall(r"<!-- quoted from (\S+) -->\n```python\n(.*?)```", README, flags=re.DOTALL)
+CODE = [code for mark, code in re.findall(r"(<!-- .* -->\n)?```python\n(.*?)```", README, flags=re.DOTALL) if not mark]
+
+
+def table(heading: str) -> list[dict[str, str]]:
+    """
+    :param heading: first line of a table, as it stands in the README
+    :return: its rows, by column
+    """
+    lines = README[README.index(heading) :].split("\n\n")[0].splitlines()
+    columns, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("path, lines", QUOTES)
+def test_quotations(path: str, lines: str) -> None:
+    assert lines in (ROOT / path).read_text()
+
+
+def test_the_line_that_differs_is_the_only_line() -> None:
+    quoted = {path: lines for path, lines in QUOTES if "actor_surrogate" in lines}
+    for cls in CLASSES[:2]:
+        # Nothing but the constructor and the quoted method
+        methods = [name for name, member in vars(cls).items() if inspect.isfunction(member)]
+        assert methods == ["__init__", "actor_surrogate"]
+        assert inspect.getsource(cls.actor_surrogate) == quoted[str(Path(inspect.getfile(cls)).relative_to(ROOT))]
+
+
+def test_ten_lines() -> None:
+    code = next(code for code in CODE if "PathwiseAC" in code)
+    assert len(code.splitlines()) <= 10
+    short = code.replace("model.learn(5_000)", "model.learn(1_010)")
+    assert short != code
+    done = subprocess.run([sys.executable, "-c", short], capture_output=True, text=True, env=os.environ)
+    assert re.fullmatch(r"PathwiseAC: -\d+ \+/- \d+\nLikelihoodRatioAC: -\d+ \+/- \d+\n", done.stdout), done.stderr
+    quickstart = (ROOT / "examples" / "quickstart.py").read_text()
+    assert code[code.index("for ") :].replace("5_000", "timesteps") in quickstart
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_the_mean_vanishes(seed: int) -> None:
+    th.manual_seed(seed)
+    scope: dict[str, Any] = {}
+    exec(next(code for code in CODE if "at_rsample" in code), scope)
+    mu, sigma = scope["mu"].detach(), scope["log_sigma"].detach().exp()
+    eps = (scope["x"].detach() - mu) / sigma
+    th.testing.assert_close(scope["at_rsample"], (th.tensor(0.0), th.tensor(-1.0)))
+    th.testing.assert_close(scope["score"], (eps / sigma, eps**2 - 1))
+
+
+def test_arguments() -> None:
+    rows = {row["argument"].strip("`"): row["default"] for row in table("| argument | default | meaning |")}
+    for cls in CLASSES:
+        ours = inspect.signature(cls).parameters.keys() - inspect.signature(SAC).parameters.keys()
+        assert ours <= rows.keys()
+        for name in ours:
+            default, _, exception = rows[name].replace("`", "").partition("; ")
+            if cls.__name__ in exception:
+                default = exception.split(" for ")[0]
+            assert inspect.signature(cls).parameters[name].default == ast.literal_eval(default)
+
+
+class RandomEnv(gym.Env):
+    """Observations of any kind, and no task."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return self.observation_space.sample(), 0.0, False, self.np_random.random() < 0.1, {}
+
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+SPACES = {
+    "Discrete": spaces.Discrete(3),
+    "Box": BOX,
+    "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
+    "MultiBinary": spaces.MultiBinary(3),
+    "Dict": spaces.Dict(a=BOX, b=spaces.Discrete(3)),
+    "Tuple": spaces.Tuple((BOX, BOX)),
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("row", table("| Space | Action | Observation |"), ids=lambda row: row["Space"])
+def test_spaces(row: dict[str, str], cls: type[SAC]) -> None:
+    space = SPACES[row["Space"]]
+    policy = "MultiInputPolicy" if row["Space"] == "Dict" else "MlpPolicy"
+    cases = {"Action": (RandomEnv(BOX, space), "MlpPolicy"), "Observation": (RandomEnv(space, BOX), policy)}
+    for column, (env, policy) in cases.items():
+        try:
+            model = cls(policy, env, policy_kwargs={"net_arch": [8]}, learning_starts=10, buffer_size=20, batch_size=4)
+            model.learn(14)
+        except (AssertionError, NotImplementedError):
+            assert row[column] == "no"
+        else:
+            assert row[column].startswith("yes")
+
+
+def test_demo_results() -> None:
+    with (ROOT / "examples" / "figures" / "demo" / "evaluation.csv").open(newline="") as file:
+        measured = {(row["algorithm"], row["seed"]): float(row["mean_return"]) for row in csv.DictReader(file)}
+    shown = {
+        (row["algorithm"].strip("`"), column.removeprefix("seed ")): float(value)
+        for row in table("| algorithm | seed 0 |")
+        for column, value in row.items()
+        if column.startswith("seed")
+    }
+    assert shown.keys() == measured.keys()
+    for key, value in shown.items():
+        assert value == float(f"{measured[key]:.1f}")
+
+
+def test_links_and_commands() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+    for path in re.findall(r"python (?:-m pytest )?(\S+\.py)", README):
+        assert (ROOT / path).exists()
