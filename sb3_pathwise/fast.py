@@ -6,6 +6,7 @@ stays SAC. What they save is bookkeeping and memory traffic. No reinforcement le
 """
 
 import functools
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -16,6 +17,11 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import Adam
+
+# What a user may choose for the products
+PRECISIONS = {"float32": th.float32, "bfloat16": th.bfloat16}
+# Products with fewer rows or columns take as long in bfloat16 as in float32
+MIN_WIDTH = 64
 
 OptimizerT = TypeVar("OptimizerT", bound=th.optim.Optimizer)
 
@@ -31,7 +37,8 @@ class FusedMLP(nn.Sequential):
     :param modules: ``Linear`` and ``ReLU`` modules in turn, beginning with a ``Linear``
     """
 
-    # Of the hidden layers' products
+    # Of products of large matrices. The others stay in float32, and with them observations, actions and Q-values: there is
+    # nothing to gain
     dtype = th.float32
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -75,14 +82,15 @@ class FusedMLP(nn.Sequential):
     def _run(self, x: th.Tensor, first: int) -> th.Tensor:
         for i in range(first, len(self), 2):
             linear = cast(nn.Linear, self[i])
-            if i == len(self) - 1 or self.dtype == th.float32:
-                x = F.linear(x.float(), linear.weight, linear.bias)
-            else:
-                x = F.linear(x.to(self.dtype), linear.weight.to(self.dtype), linear.bias.to(self.dtype))
+            dtype = self._dtype_for(x, linear.weight)
+            x = F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
             if i < len(self) - 1:
                 # In place: the product is not needed for the gradient, and the cache holds it
                 x = x.relu_()
         return x.float()
+
+    def _dtype_for(self, x: th.Tensor, weight: th.Tensor) -> th.dtype:
+        return self.dtype if min(len(x), *weight.shape) >= MIN_WIDTH else th.float32
 
     @property
     def layers(self) -> list[tuple[th.Tensor, th.Tensor]]:
@@ -99,17 +107,20 @@ class FusedMLP(nn.Sequential):
         :param x: Inputs, shape (B, in_features)
         :param use: Name of the memory for the hidden layers' outputs: the next call with the same name overwrites them,
             whichever network of the policy it is for
-        :return: inputs and outputs of all layers, a ReLU being part of its layer
+        :return: the layers' inputs, a ReLU being part of the layer before, and the output, which alone is float32 in any case
         """
-        activations, layers = [x], self.layers
+        activations, layers = [], self.layers
         n_relus = len(self) // 2
         for i, (weight, bias) in enumerate(layers):
-            out = None if i == len(layers) - 1 else self._buffer(use, i, (len(x), len(bias)), x)
-            x = th.addmm(bias, x, weight.t(), out=out)
+            dtype = self._dtype_for(x, weight)
+            x = self._cast(x, dtype, (use, "input"), i)
+            activations.append(x)
+            is_output = i == len(layers) - 1
+            out = None if is_output else self._buffer(use, i, (len(x), len(bias)), x)
+            x = th.addmm(bias.to(dtype), x, self._cast(weight, dtype, "weight", i).t(), out=out)
             if i < n_relus:
                 x.relu_()
-            activations.append(x)
-        return activations
+        return [*activations, x.float()]
 
     @th.no_grad()
     def backward(
@@ -128,23 +139,29 @@ class FusedMLP(nn.Sequential):
         for i in reversed(range(len(layers))):
             (weight, bias), x, y = layers[i], activations[i], activations[i + 1]
             if i < n_relus:
-                grad = _threshold_backward(grad, y, 0, grad_input=self._buffer("grad", i, y.shape, x))
+                grad = _threshold_backward(grad, y, 0, grad_input=self._buffer("grad", i, y.shape, y))
+            if weights:
+                _write_grad(bias, th.sum, grad, 0)
+            grad = self._cast(grad, x.dtype, "grad", i)
             if weights:
                 _write_grad(weight, th.mm, grad.t(), x)
-                _write_grad(bias, th.sum, grad, 0)
-            if i > 0:
-                grad = th.mm(grad, weight, out=self._buffer("grad", i - 1, x.shape, x))
-            elif inputs:
-                return th.mm(grad, weight)
-        return None
+            if i > 0 or inputs:
+                weight = self._cast(weight, x.dtype, "weight", i)
+                grad = th.mm(grad, weight, out=self._buffer("grad", i - 1, (len(grad), weight.shape[1]), grad))
+        return grad if inputs else None
 
-    def _buffer(self, use: object, layer: int, shape: tuple[int, ...], like: th.Tensor) -> th.Tensor:
+    def _cast(self, x: th.Tensor, dtype: th.dtype, use: object, layer: int) -> th.Tensor:
+        return x if x.dtype == dtype else self._buffer(use, layer, x.shape, x, dtype).copy_(x)
+
+    def _buffer(
+        self, use: object, layer: int, shape: tuple[int, ...], like: th.Tensor, dtype: th.dtype | None = None
+    ) -> th.Tensor:
         n_rows, n_columns = shape
-        key = (use, layer, n_columns)
+        key = (use, layer, n_columns, dtype or like.dtype)
         buffer = self.memory.get(key)
         if buffer is None or len(buffer) < n_rows:
-            buffer = self.memory[key] = like.new_empty(shape)
-        return buffer[:n_rows]
+            buffer = self.memory[key] = like.new_empty(shape, dtype=dtype)
+        return buffer if len(buffer) == n_rows else buffer[:n_rows]
 
     def given(self, features: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
         """
@@ -172,10 +189,12 @@ _threshold_backward = th.ops.aten.threshold_backward.grad_input
 def _write_grad(param: th.Tensor, function: Callable[..., th.Tensor], *args: Any) -> None:
     if not param.requires_grad:
         param.grad = None
-    elif param.grad is None:
-        param.grad = function(*args)
-    else:
+    elif param.grad is not None and args[0].dtype == param.dtype:
         function(*args, out=param.grad)
+    elif param.grad is not None:
+        param.grad.copy_(function(*args))
+    else:
+        param.grad = function(*args).to(param.dtype)
 
 
 def fuse_mlps(policy: SACPolicy, dtype: th.dtype = th.float32) -> None:
@@ -222,6 +241,47 @@ def fused_latent_pi(actor: Actor) -> FusedMLP | None:
     learns_features = any(True for _ in actor.features_extractor.parameters())
     is_stock = type(actor).get_action_dist_params is Actor.get_action_dist_params
     return actor.latent_pi if is_stock and isinstance(actor.latent_pi, FusedMLP) and not learns_features else None
+
+
+def autocast_module(module: nn.Module, dtype: th.dtype) -> None:
+    """
+    Run a module's products and convolutions in another dtype, its parameters and outputs staying in float32.
+
+    :param module: Any module that returns a tensor, such as a feature extractor
+    :param dtype: dtype of the products
+    """
+    contexts: list[th.autocast] = []
+
+    def enter(_: nn.Module, args: tuple) -> None:
+        device = next((param.device.type for param in module.parameters()), "cpu")
+        contexts.append(th.autocast(device, dtype=dtype))
+        contexts[-1].__enter__()
+
+    def leave(_: nn.Module, args: tuple, output: th.Tensor) -> th.Tensor:
+        contexts.pop().__exit__(None, None, None)
+        return output if output is None else output.float()
+
+    if next(module.parameters(), None) is not None:
+        module.register_forward_pre_hook(enter)
+        # In case of an exception too: then there is no output
+        module.register_forward_hook(leave, always_call=True)
+
+
+def warn_if_slow(dtype: th.dtype, device: th.device) -> None:
+    """
+    Warn if a CPU would emulate a dtype.
+
+    :param dtype: dtype of the products
+    :param device: where they are computed
+    """
+    if device.type != "cpu" or dtype != th.bfloat16 or not hasattr(th.cpu, "get_capabilities"):
+        return
+    capabilities = th.cpu.get_capabilities()
+    if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        warnings.warn(
+            "precision='bfloat16': this CPU has no instructions for bfloat16 and emulates them, which is slower than "
+            "precision='float32'."
+        )
 
 
 class LeanAdam(Adam):

@@ -25,7 +25,17 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from sb3_pathwise.distributions import PolicyDistribution, policy_distribution
-from sb3_pathwise.fast import FusedMLP, LeanAdam, fuse_mlps, fused_latent_pi, fused_q_networks, scalar
+from sb3_pathwise.fast import (
+    PRECISIONS,
+    FusedMLP,
+    LeanAdam,
+    autocast_module,
+    fuse_mlps,
+    fused_latent_pi,
+    fused_q_networks,
+    scalar,
+    warn_if_slow,
+)
 from sb3_pathwise.policies import (
     CnnPolicy,
     DistributionPolicy,
@@ -56,6 +66,7 @@ class ActorCritic(SAC):
     :param policy_delay: Critic updates per actor and temperature update, counted over the whole training
     :param max_grad_norm: Largest norm of the actor's and of the critics' gradient, each clipped on its own;
         ``None`` does not clip
+    :param precision: "float32" or "bfloat16", of the matrix products between hidden layers and of feature extractors
     :param _init_setup_model: Whether to build the networks at the creation of the instance
     :param kwargs: SAC's arguments, by name
     :raises ValueError: if an argument is out of range, or the policy or its distribution does not suit the algorithm
@@ -85,6 +96,7 @@ class ActorCritic(SAC):
         baseline: str | None = None,
         policy_delay: int = 1,
         max_grad_norm: float | None = None,
+        precision: str = "float32",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -95,6 +107,7 @@ class ActorCritic(SAC):
             self.baseline = baseline
         self.policy_delay = policy_delay
         self.max_grad_norm = max_grad_norm
+        self.precision = precision
         self.algorithm_name = type(self).__name__
 
         if _init_setup_model:
@@ -118,7 +131,13 @@ class ActorCritic(SAC):
 
     def _make_fast(self) -> None:
         """Replace networks and optimizers by faster ones with the same parameters, state dictionaries and arithmetic."""
-        fuse_mlps(self.policy)
+        dtype = PRECISIONS[self.precision]
+        fuse_mlps(self.policy, dtype)
+        if dtype != th.float32:
+            warn_if_slow(dtype, self.device)
+            extractors = {self.actor.features_extractor, self.critic.features_extractor, self.critic_target.features_extractor}
+            for extractor in extractors:
+                autocast_module(extractor, dtype)
         self.actor.optimizer = LeanAdam.of(self.actor.optimizer)
         self.critic.optimizer = LeanAdam.of(self.critic.optimizer)
         if self.ent_coef_optimizer is not None:
@@ -166,6 +185,8 @@ class ActorCritic(SAC):
                 )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, or None not to clip, got {self.max_grad_norm!r}.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be {' or '.join(map(repr, PRECISIONS))}, got {self.precision!r}.")
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         # Switch to train mode (this affects batch norm / dropout)

@@ -43,6 +43,8 @@ class PathwiseAC(ActorCritic):
     :param n_action_samples: actions drawn per state for the actor's gradient
     :param policy_delay: critic updates per actor and temperature update, counted over the whole training
     :param max_grad_norm: clips the norm of the actor's gradient and of the critics'; ``None``: no clipping
+    :param precision: "float32", or "bfloat16": faster matrix products where the machine has instructions for them;
+        parameters, optimizers, targets and log-probabilities stay in float32
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE;
         -1: only at the beginning of the rollout
@@ -84,6 +86,7 @@ class PathwiseAC(ActorCritic):
         n_action_samples: int = 1,
         policy_delay: int = 1,
         max_grad_norm: float | None = None,
+        precision: str = "float32",
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,

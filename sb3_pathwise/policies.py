@@ -95,11 +95,20 @@ class MinQValue(th.autograd.Function):
         """
         indices, *saved = ctx.saved_tensors
         n_saved = len(saved) // len(ctx.q_networks)
+        traces = [saved[i * n_saved : (i + 1) * n_saved] for i in range(len(ctx.q_networks))]
+        grad = grad.unsqueeze(1)
+        if grad.is_cuda or any(q_net.dtype != th.float32 for q_net in ctx.q_networks):
+            # To gather rows the host would have to wait, or, for bfloat16, kernels to be compiled for every number of rows
+            masks = [(indices == i).unsqueeze(1) for i in range(len(traces))]
+            grads = [
+                q_net.backward(grad * mask, trace, weights=False, inputs=True)
+                for q_net, trace, mask in zip(ctx.q_networks, traces, masks, strict=True)
+            ]
+            return sum(grads[1:], grads[0]), None
         grad_input = th.empty_like(saved[0])
-        for i, q_net in enumerate(ctx.q_networks):
+        for i, (q_net, trace) in enumerate(zip(ctx.q_networks, traces, strict=True)):
             rows = (indices == i).nonzero().squeeze(1)
-            trace = [saved[i * n_saved].new_empty(0), *(saved[i * n_saved + j][rows] for j in range(1, n_saved))]
-            grad_input[rows] = q_net.backward(grad[rows].unsqueeze(1), trace, weights=False, inputs=True)
+            grad_input[rows] = q_net.backward(grad[rows], [part[rows] for part in trace], weights=False, inputs=True)
         return grad_input, None
 
 
