@@ -99,12 +99,12 @@ class MinQValue(th.autograd.Function):
         grad = grad.unsqueeze(1)
         if grad.is_cuda or any(q_net.dtype != th.float32 for q_net in ctx.q_networks):
             # To gather rows the host would have to wait, or, for bfloat16, kernels to be compiled for every number of rows
-            masks = [(indices == i).unsqueeze(1) for i in range(len(traces))]
-            grads = [
-                q_net.backward(grad * mask, trace, weights=False, inputs=True)
-                for q_net, trace, mask in zip(ctx.q_networks, traces, masks, strict=True)
-            ]
-            return sum(grads[1:], grads[0]), None
+            grad_input = th.zeros_like(saved[0], dtype=th.float32)
+            for i, (q_net, trace) in enumerate(zip(ctx.q_networks, traces, strict=True)):
+                mask = (indices == i).unsqueeze(1)
+                # Added up at once: the next network's result takes the place of this one's
+                grad_input += q_net.backward(grad * mask, trace, weights=False, inputs=True)
+            return grad_input, None
         grad_input = th.empty_like(saved[0])
         for i, (q_net, trace) in enumerate(zip(ctx.q_networks, traces, strict=True)):
             rows = (indices == i).nonzero().squeeze(1)
