@@ -107,6 +107,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.jobs < 1:
             raise ComparisonError(f"--jobs must be at least 1, not {args.jobs}")
         comparison.check(for_report=not args.no_report)
+        if not args.no_report:
+            # Now, so that a package which is not there is missed before the training and not after it
+            from sb3_pathwise.report import write_report
         runs = comparison.plan()
         engine: Engine = DaskEngine(args.scheduler) if args.scheduler else LocalEngine(args.jobs, args.torch_threads)
         with Store(args.output).opened(comparison, runs) as store:
@@ -114,9 +117,7 @@ def main(argv: list[str] | None = None) -> int:
                 failures = compare(runs, store, engine, console)
             finally:
                 write_results(args.output)
-        if not args.no_report:
-            from sb3_pathwise.report import write_report
-
+        if not args.no_report and len(failures) < len(runs):
             console.print(f"Report: {write_report(args.output)}", highlight=False)
     except ComparisonError as error:
         print(f"sb3-pathwise compare: error: {error}", file=sys.stderr)

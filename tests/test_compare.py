@@ -22,11 +22,14 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
+from sb3_pathwise import compare as compare_module
 from sb3_pathwise.compare import comparison_of, main, make_parser, print_failures
+from sb3_pathwise.experiments import run as run_module
 from sb3_pathwise.experiments import store as store_module
 from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, parse_variant, read_hyperparameters, slug
 from sb3_pathwise.experiments.progress import Display
 from sb3_pathwise.experiments.run import RunManager, build, execute
+from sb3_pathwise.experiments.schedule import LocalEngine
 from sb3_pathwise.experiments.store import Store, write_atomically
 
 TESTS = Path(__file__).parent
@@ -357,6 +360,21 @@ def test_runs_that_raise_or_kill_their_process_spoil_no_other(
     assert "the point fell off" in (output / "failed" / "sac" / "Faulty-v0" / "seed_0" / "traceback.txt").read_text()
 
 
+def test_failures_are_told_even_if_nothing_is_left_to_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(LocalEngine):
+        def outcomes(self, runs: list[Run], tick: Any) -> Any:
+            for run in runs:
+                yield run, outcome_of(0.0, error="Traceback\nRuntimeError: no\n")
+
+    monkeypatch.setattr(compare_module, "LocalEngine", Failing)
+    words = [word for word in arguments(tmp_path / "results", algos=["sac"]) if word != "--no-report"]
+    assert main(words) == 1
+    assert "RuntimeError: no\n" in capsys.readouterr().err
+    assert not (tmp_path / "results" / "report.html").exists()
+
+
 def test_a_traceback_that_runs_share_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     print_failures([(small_run(seed=0), "one\n"), (small_run(seed=1), "two\n"), (small_run(seed=2), "one\n")])
     text = capsys.readouterr().err
@@ -539,6 +557,28 @@ def test_a_worker_killed_in_mid_run(tmp_path: Path, cluster: Any) -> None:
     assert main(arguments(undisturbed, *more[:2], algos=ALGOS[:2], envs=("Deadly-v0",))) == 0
     assert len(returns(output)) == 2 * SEEDS * 4
     assert returns(output) == returns(undisturbed)
+
+
+def test_an_interrupt_reaches_the_workers(tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(display: Display, steps: dict[int, int]) -> None:
+        if any(steps.values()):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "tick", interrupt)
+    # Ten minutes, were it not interrupted
+    more = ("--timesteps", 12_000, "--eval-freq", 12_000, "--env-kwargs", "seconds:0.05", "--eval-env-kwargs", "seconds:0.0")
+    begun = time.monotonic()
+    assert main(arguments(tmp_path / "results", *more, "--scheduler", cluster.scheduler_address)) == 130
+    with cluster.get_client() as client:
+        while any(client.run(is_training).values()):
+            assert time.monotonic() < begun + 240
+            time.sleep(0.1)
+    assert returns(tmp_path / "results") == {}
+
+
+def is_training() -> bool:
+    """Whether a run is being executed in this process."""
+    return run_module._one_run_per_process.locked()
 
 
 def test_a_run_that_raises_on_a_cluster(tmp_path: Path, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -396,16 +396,12 @@ def read_hyperparameters(algo: str, env: str, conf: str | None) -> dict[str, Any
     :return: The entry of the environment, or ``default``, before any preprocessing
     :raises ComparisonError: if it cannot be read
     """
-    import yaml
-
     from sb3_pathwise.zoo import ExperimentManager
 
     with contextlib.redirect_stdout(io.StringIO()):
         manager = ExperimentManager(Namespace(), algo, env, log_folder="", verbose=0, config=conf)
         try:
             hyperparams, _ = manager.read_hyperparameters()
-        except yaml.YAMLError as error:
-            raise ComparisonError(f"{manager.config} is not valid YAML ({one_line(error)})") from error
         except Exception as error:
             raise ComparisonError(
                 f"cannot read the hyperparameters of {algo} for {env} from {manager.config} ({one_line(error)})"

@@ -244,10 +244,9 @@ class DaskEngine:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         from distributed import Event
 
+        # Runs that have begun cannot be called off, but they ask
         if kind is not None and self._client.status == "running":
             Event(self._topic, client=self._client).set()
-            # The signal lives as long as someone holds it: until every worker has looked
-            time.sleep(2 * REPORT_SECONDS)
         self._client.close()
 
     def _check_workers(self) -> None:
