@@ -227,8 +227,7 @@ def without_replay_buffer(algorithm: type[ActorCritic]) -> type[ActorCritic]:
     class Player(algorithm):  # type: ignore[misc, valid-type]
         @classmethod
         def load(cls, *args: Any, **kwargs: Any) -> ActorCritic:
-            # optimize_memory_usage excludes timeouts, which rl_zoo3 leaves on
-            return super().load(*args, **kwargs | {"buffer_size": 1, "optimize_memory_usage": False})
+            return super().load(*args, **kwargs | {"buffer_size": 1})
 
     # By its name a model knows whose route arguments a file holds; the hub shows it
     Player.__name__ = algorithm.__name__
