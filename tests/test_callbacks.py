@@ -1,5 +1,6 @@
 """Tests of ``GradientProbeCallback``: that it disturbs nothing, and that its figures are what they are said to be."""
 
+import copy
 import math
 import random
 from types import SimpleNamespace
@@ -88,12 +89,12 @@ CONFIGURATIONS: dict[str, tuple[type[SAC], str, Any, tuple[str, ...], dict[str, 
 
 
 def flatten(value: Any) -> list[Any]:
-    """The leaves of nested dictionaries and sequences, in order."""
+    """Copies of the leaves of nested dictionaries and sequences, in order."""
     if isinstance(value, dict):
         return [leaf for key in value for leaf in flatten(value[key])]
     if isinstance(value, list | tuple):
         return [leaf for item in value for leaf in flatten(item)]
-    return [value]
+    return [value.detach().clone() if isinstance(value, th.Tensor) else copy.copy(value)]
 
 
 def same(one: Any, two: Any) -> bool:
@@ -107,18 +108,25 @@ def traces(model: SAC) -> dict[str, list[Any]]:
     vec_normalize = model.get_vec_normalize_env()
     buffer = vars(model.replay_buffer)
     logged = {name: value for name, value in model.logger.name_to_value.items() if not name.startswith(("time/", "gradient/"))}
-    return {
-        "random streams": flatten([random.getstate(), np.random.get_state(), th.get_rng_state()]),
-        "parameters and statistics": flatten(model.policy.state_dict()),
+    kinds = {
+        "random streams": [random.getstate(), np.random.get_state(), th.get_rng_state()],
+        "parameters and statistics": model.policy.state_dict(),
         "gradients": [parameter.grad for parameter in model.policy.parameters() if parameter.grad is not None],
-        "optimizers": flatten([model.actor.optimizer.state_dict(), model.critic.optimizer.state_dict()]),
+        "optimizers": [model.actor.optimizer.state_dict(), model.critic.optimizer.state_dict()],
         "temperature": [] if model.log_ent_coef is None else [model.log_ent_coef],
         "modes": [module.training for module in model.policy.modules()],
         "exploration noise": [model.actor.action_dist.exploration_mat] if model.use_sde else [],
         "buffer": [value for value in buffer.values() if isinstance(value, np.ndarray) and value.dtype != object],
         "environment": [] if vec_normalize is None else [vec_normalize.obs_rms.mean, vec_normalize.obs_rms.var],
-        "logger": flatten(logged),
+        "logger": logged,
     }
+    return {kind: flatten(values) for kind, values in kinds.items()}
+
+
+def assert_same_traces(one: dict[str, list[Any]], two: dict[str, list[Any]]) -> None:
+    for kind, values in one.items():
+        assert len(values) == len(two[kind]), kind
+        assert all(same(*pair) for pair in zip(values, two[kind], strict=True)), kind
 
 
 def train(name: str, callback: GradientProbeCallback | None, total_timesteps: int = 60) -> SAC:
@@ -134,11 +142,7 @@ def test_training_is_bitwise_what_it_is_without(name: str) -> None:
     """... and the figures are there, and finite."""
     routes = CONFIGURATIONS[name][3]
     probe = GradientProbeCallback(every=8, routes=routes, n_probes=16, batch_size=16)
-    with_probe = traces(train(name, probe))
-    without = traces(train(name, None))
-    for kind, values in without.items():
-        assert len(values) == len(with_probe[kind]), kind
-        assert all(same(one, two) for one, two in zip(with_probe[kind], values, strict=True)), kind
+    assert_same_traces(traces(train(name, probe)), traces(train(name, None)))
 
     assert len(probe.history) >= 3
     names = {f"gradient/{route}/{figure}" for route in routes for figure in ("variance", "snr", "norm")}
@@ -159,16 +163,17 @@ def test_measurements_are_reproducible_and_see_the_time_step() -> None:
     assert probe.measure() != figures
 
 
-def test_modes_of_single_modules_survive() -> None:
-    """A module that its owner keeps in evaluation mode, in a policy that trains."""
-    model = train("cnn", None)
+@pytest.mark.parametrize("name", ["cnn", "her", "gsde", "sac"])
+def test_measure_leaves_the_model_as_it_was(name: str) -> None:
+    """Also what the next update would overwrite anyway, and a module that its owner keeps in evaluation mode."""
+    model = train(name, None)
     model.policy.set_training_mode(True)
-    frozen = model.actor.features_extractor.layers[2].eval()
+    model.actor.features_extractor.eval()
+    before = traces(model)
     probe = GradientProbeCallback(n_probes=16, batch_size=16)
     probe.init_callback(model)
     probe.measure()
-    assert not frozen.training
-    assert model.actor.training
+    assert_same_traces(before, traces(model))
 
 
 # -- When ----------------------------------------------------------------------------------------------------------------
