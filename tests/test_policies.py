@@ -1,0 +1,138 @@
+"""
+Policies with another distribution than SAC's: every kind of network, deterministic prediction, and what a mixture is for.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_pathwise import LikelihoodRatioAC, MixedAC, PathwiseAC
+from sb3_pathwise.distributions import policy_distribution
+
+MakeModel = Callable[..., Any]
+N_OBS = 40
+
+PAIRS = [
+    (PathwiseAC, "beta"),
+    (LikelihoodRatioAC, "beta"),
+    (MixedAC, "beta"),
+    (LikelihoodRatioAC, "gaussian_mixture"),
+]
+NETWORKS = [("PointVector-v0", "MlpPolicy"), ("PointImage-v0", "CnnPolicy"), ("PointImageDict-v0", "MultiInputPolicy")]
+
+
+def get_obs(model: Any) -> Any:
+    """Observations of ``N_OBS`` states, as an environment gives them."""
+    envs = make_vec_env(lambda: model.get_env().envs[0].env.spec.make(), N_OBS, seed=0)
+    obs = envs.reset()
+    if isinstance(obs, dict):
+        return {key: value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for key, value in obs.items()}
+    return obs.transpose(0, 3, 1, 2) if obs.ndim == 4 else obs
+
+
+@pytest.mark.parametrize("cls, distribution", PAIRS)
+@pytest.mark.parametrize("env, policy", NETWORKS)
+def test_learns(make_model: MakeModel, cls: type[SAC], distribution: str, env: str, policy: str) -> None:
+    model = make_model(cls, env, policy, policy_kwargs={"distribution": distribution, "n_components": 3})
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    model.learn(60, log_interval=1)
+    still = [name for name, tensor in model.policy.state_dict().items() if (tensor == before[name]).all()]
+    assert not [name for name in still if not name.endswith("num_batches_tracked")]
+    assert all(np.isfinite(value) for key, value in model.logger.name_to_value.items() if key.startswith("train/"))
+    for deterministic in (False, True):
+        action, _ = model.predict(model.get_env().reset(), deterministic=deterministic)
+        assert action.shape == (1, 2) and (np.abs(action) < 1).all()
+
+
+@pytest.mark.parametrize("cls, distribution", PAIRS)
+def test_same_seed_same_bits(make_model: MakeModel, cls: type[SAC], distribution: str) -> None:
+    models = [make_model(cls, seed=seed, policy_kwargs={"distribution": distribution}).learn(60) for seed in (1, 1, 2)]
+    bits = [[param.detach().numpy().tobytes() for param in model.policy.parameters()] for model in models]
+    assert bits[0] == bits[1] != bits[2]
+
+
+@pytest.mark.parametrize("env, policy", NETWORKS)
+def test_beta_predicts_its_mean(make_model: MakeModel, env: str, policy: str) -> None:
+    model = make_model(PathwiseAC, env, policy, policy_kwargs={"distribution": "beta"}).learn(60)
+    obs = get_obs(model)
+    predicted, _ = model.predict(obs, deterministic=True)
+    with th.no_grad():
+        base = policy_distribution(model.actor, model.policy.obs_to_tensor(obs)[0]).base.base_dist
+    alpha, beta = base.concentration1.numpy(), base.concentration0.numpy()
+    assert (alpha > 1).all() and (beta > 1).all()
+    np.testing.assert_allclose(predicted, 2 * alpha / (alpha + beta) - 1, atol=1e-5)
+    assert predicted.std() > 0
+
+
+@pytest.mark.parametrize("env, policy", NETWORKS)
+def test_mixture_predicts_its_best_component(make_model: MakeModel, env: str, policy: str) -> None:
+    policy_kwargs = {"distribution": "gaussian_mixture", "n_components": 5}
+    model = make_model(LikelihoodRatioAC, env, policy, policy_kwargs=policy_kwargs).learn(30)
+    obs = get_obs(model)
+    generator = th.Generator().manual_seed(0)
+    with th.no_grad():
+        # Components apart, critics that care
+        for param in [*model.actor.parameters(), *model.critic.parameters()]:
+            param.add_(0.3 * th.randn(param.shape, generator=generator))
+        predicted, _ = model.predict(obs, deterministic=True)
+        obs_tensor, _ = model.policy.obs_to_tensor(obs)
+        base = policy_distribution(model.actor, obs_tensor).base
+        means = base.component_distribution.mean.tanh()
+        q_values = [th.cat(model.critic(obs_tensor, means[:, i]), dim=1).min(dim=1).values for i in range(5)]
+    best = th.stack(q_values, dim=1).argmax(dim=1)
+    np.testing.assert_allclose(predicted, means[th.arange(N_OBS), best].numpy(), atol=1e-6)
+    assert len(best.unique()) > 1
+    assert (best != base.mixture_distribution.logits.argmax(dim=1)).any()
+
+
+@pytest.mark.parametrize("distribution", ["beta", "gaussian_mixture"])
+def test_actions_are_scaled_to_their_space(make_model: MakeModel, distribution: str) -> None:
+    env = make_vec_env("PointVector-v0", 1)
+    env.action_space = spaces.Box(np.array([-3.0, 1.0], np.float32), np.array([-1.0, 9.0], np.float32))
+    model = make_model(LikelihoodRatioAC, env, policy_kwargs={"distribution": distribution})
+    obs = np.random.default_rng(0).uniform(-1, 1, (500, 2)).astype(np.float32)
+    actions, _ = model.predict(obs)
+    assert (actions > env.action_space.low).all() and (actions < env.action_space.high).all()
+    # Untrained policies fill the space
+    assert (actions.std(axis=0) > 0.1 * (env.action_space.high - env.action_space.low)).all()
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 6])
+def test_number_of_components(make_model: MakeModel, n_components: int) -> None:
+    policy_kwargs = {"distribution": "gaussian_mixture", "n_components": n_components}
+    model = make_model(LikelihoodRatioAC, policy_kwargs=policy_kwargs).learn(40)
+    base = policy_distribution(model.actor, th.zeros(7, 2)).base
+    assert base.component_distribution.mean.shape == (7, n_components, 2)
+    assert base.mixture_distribution.probs.shape == (7, n_components)
+
+
+def shares(model: Any) -> tuple[float, float]:
+    """Parts of 2,000 sampled actions of the bandit within 0.25 of either goal."""
+    actions, _ = model.predict(np.zeros((2_000, 1), np.float32))
+    return float((np.abs(actions + 0.6) < 0.25).mean()), float((np.abs(actions - 0.6) < 0.25).mean())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_mixture_holds_both_modes(make_model: MakeModel, seed: int) -> None:
+    kwargs = {"learning_rate": 3e-3, "batch_size": 128, "learning_starts": 200, "buffer_size": 5000, "seed": seed}
+    policy_kwargs = {"net_arch": [32]}
+    mixture = make_model(
+        LikelihoodRatioAC, "TwoGoals-v0", policy_kwargs=policy_kwargs | {"distribution": "gaussian_mixture"}, **kwargs
+    )
+    mixture.learn(3000)
+    assert min(shares(mixture)) > 0.2 and sum(shares(mixture)) > 0.8
+    action, _ = mixture.predict(np.zeros(1, np.float32), deterministic=True)
+    assert abs(abs(action[0]) - 0.6) < 0.15
+
+
+def test_one_gaussian_does_not(make_model: MakeModel) -> None:
+    kwargs = {"learning_rate": 3e-3, "batch_size": 128, "learning_starts": 200, "buffer_size": 5000}
+    for cls in (LikelihoodRatioAC, PathwiseAC):
+        gaussian = make_model(cls, "TwoGoals-v0", policy_kwargs={"net_arch": [32]}, **kwargs).learn(2000)
+        assert min(shares(gaussian)) < 0.05 or sum(shares(gaussian)) < 0.7
