@@ -209,7 +209,7 @@ def fuse_mlps(policy: SACPolicy, dtype: th.dtype = th.float32) -> None:
 
     def fused(module: nn.Module) -> nn.Module:
         if FusedMLP.supports(module):
-            module = FusedMLP(*cast(nn.Sequential, module))
+            module = FusedMLP(*cast(nn.Sequential, module)).train(module.training)
         if isinstance(module, FusedMLP):
             module.dtype, module.memory = dtype, memory
         return module

@@ -389,10 +389,10 @@ class ActorCritic(SAC):
             optimizer.zero_grad()
             loss.backward(inputs=self._trainable(optimizer))
         else:
-            params = [param for param in self._trainable(optimizer) if id(param) not in self._latent_pi_ids]
+            params = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in self._latent_pi_ids]
             for param in params:
                 param.grad = None
-            loss.backward(inputs=[latent[-1], *params])
+            loss.backward(inputs=[latent[-1], *(param for param in params if param.requires_grad)])
             self._latent_pi.backward(cast(th.Tensor, latent[-1].grad), latent, weights=True, inputs=False)
 
     def _step(self, optimizer: th.optim.Optimizer) -> th.Tensor:
