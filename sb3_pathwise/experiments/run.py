@@ -212,7 +212,7 @@ def execute(run: Run, notify: Notify) -> dict[str, Any]:
             "wall_seconds": time.perf_counter() - clock,
             "log": log.getvalue(),
             "versions": versions(),
-            "machine": {"platform": platform.platform(), "processors": os.cpu_count()},
+            "machine": {"platform": f"{platform.system()} {platform.machine()}", "processors": os.cpu_count()},
         }
     return outcome
 
