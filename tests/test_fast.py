@@ -3,6 +3,7 @@ Networks and Adam rewritten for speed: same numbers as torch's, to the last bit,
 """
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from sb3_pathwise.policies import MinQValue, min_q_function
 
 def make_mlp(*sizes: int, last_relu: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for n_inputs, n_outputs in zip(sizes, sizes[1:], strict=False):
+    for n_inputs, n_outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(n_inputs, n_outputs), nn.ReLU()]
     return nn.Sequential(*(layers if last_relu else layers[:-1]))
 
