@@ -96,6 +96,7 @@ def draw(path: Path, env: str) -> None:
         values = curves[f"gradient/pathwise/{name}"] * (1 / 8 if name == "variance" else 8)
         axes.plot(steps, values, color="#0072B2", linestyle="--", linewidth=1.2, label="pathwise, 8 samples (inferred from 1)")
         axes.set(xlabel="steps of the environment", ylabel=label, yscale="log", xlim=(0, None))
+        axes.locator_params(axis="x", nbins=5)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(color="0.88", linewidth=0.8)
         axes.set_axisbelow(True)
