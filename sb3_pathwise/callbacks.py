@@ -172,7 +172,6 @@ class GradientProbeCallback(BaseCallback):
         first, second = self.routes[0], self.routes[-1] if len(self.routes) == 1 else self.routes[1]
         differences = []
         with _undisturbed(self.model):
-            self.model.policy.set_training_mode(True)
             for i, gradients in enumerate(self._gradients(n_gradients, n_parts)):
                 if i == n_gradients // 2:
                     direction = (moments[first].mean - moments[second].mean).sum(0)
@@ -204,6 +203,8 @@ class GradientProbeCallback(BaseCallback):
         """
         model = self.model
         assert model.replay_buffer is not None
+        # Updates use the batch's statistics, and dropout
+        model.policy.set_training_mode(True)
         obs = model.replay_buffer.sample(self.batch_size, env=model._vec_normalize_env).observations
         ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp().squeeze()
         algorithms = {route: self._algorithm(route) for route in self.routes}
