@@ -6,7 +6,7 @@ import os
 import platform
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,7 +16,6 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from torch.utils.hooks import RemovableHandle
 
 from sb3_pathwise.persistence import storage
 from sb3_pathwise.persistence.environments import check_restorable, knows_whole_state, make_restorable
@@ -27,17 +26,17 @@ class _Resumed:
     """
     What is left to be put back when learn() starts.
 
+    :param folder: Folder of checkpoints
+    :param sequence: Number of the checkpoint
     :param state: State of the training
     :param dones: The replay buffer's: learn() may change them
-    :param guard: Forbids updates until then
     """
 
-    def __init__(self, folder: Path, sequence: int, state: dict[str, Any], dones: np.ndarray, guard: RemovableHandle) -> None:
+    def __init__(self, folder: Path, sequence: int, state: dict[str, Any], dones: np.ndarray) -> None:
         self.folder = folder
         self.sequence = sequence
         self.state = state
         self.dones = dones
-        self.guard = guard
 
 
 _RESUMED: "WeakKeyDictionary[OffPolicyAlgorithm, _Resumed]" = WeakKeyDictionary()
@@ -128,7 +127,7 @@ class ExactCheckpointCallback(BaseCallback):
         resumed = _RESUMED.pop(self.model, None)
         if resumed is not None:
             assert self.model.replay_buffer is not None
-            resumed.guard.remove()
+            del self.model.replay_buffer.sample
             self.model.replay_buffer.dones[: len(resumed.dones)] = resumed.dones
             set_state(self.model, resumed.state, callback)
             return
@@ -202,9 +201,10 @@ def resume(save_path: str | os.PathLike[str], env: GymEnv | str, device: th.devi
     share_spaces(model, state)
     fill_replay_buffer(model, state, checkpoint)
     _warn_of_other_system(system, _system(model))
-    guard = _target_network(model).register_forward_pre_hook(_forbid_update)
+    # Until learn() has put back the rest
+    model.replay_buffer.sample = _forbid_sampling  # type: ignore[method-assign]
     dones = model.replay_buffer.dones[: model.replay_buffer.size()].copy()
-    _RESUMED[model] = _Resumed(folder, storage.sequence_of(checkpoint), state, dones, guard)
+    _RESUMED[model] = _Resumed(folder, storage.sequence_of(checkpoint), state, dones)
     return model
 
 
@@ -224,14 +224,7 @@ def _latest_valid(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise ValueError(f"save_path: every checkpoint in {folder} is damaged: {'; '.join(problems)}")
 
 
-def _target_network(model: OffPolicyAlgorithm) -> th.nn.Module:
-    # What every update uses, and nothing else does
-    network = getattr(model, "critic_target", getattr(model, "q_net_target", model.policy))
-    assert isinstance(network, th.nn.Module)
-    return network
-
-
-def _forbid_update(*_: Any) -> None:
+def _forbid_sampling(*_: Any, **__: Any) -> NoReturn:
     raise RuntimeError(
         "This model comes from resume(), and learn() was not given the ExactCheckpointCallback that puts back the rest of its "
         "state. Give it the callbacks that it had; to train on without them, load the model.zip in the checkpoint instead."

@@ -23,6 +23,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.save_util import recursive_getattr, recursive_setattr
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
+from torch.distributions import Distribution
 
 SelfSAC = TypeVar("SelfSAC", bound=SAC)
 
@@ -64,10 +65,14 @@ def load_weights_only(
     arguments.setdefault("policy", _default_policy(env))
     tensors = {name.removesuffix(".pth"): _load_tensors(path, name, members[name]) for name in members if name not in _TEXTS}
 
-    _check_policy(cls, path, env, arguments, tensors)
+    _check_weights(path, tensors)
+    if "policy_kwargs" not in kwargs:
+        _check_policy_kwargs(cls, path, env, arguments, tensors["policy"])
     try:
         model = cls(env=env, **arguments)
-    except (MemoryError, TypeError, ValueError, AssertionError) as error:
+    except MemoryError as error:
+        raise ValueError(f"{path}: a replay buffer of buffer_size={arguments['buffer_size']} is too large. {error}") from error
+    except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"{path}: its hyperparameters are refused by {cls.__name__}: {error}") from error
     _set_tensors(model, path, tensors)
     for name in _COUNTERS:
@@ -87,6 +92,9 @@ def _read_zip(path: str | os.PathLike[str], max_bytes: int) -> dict[str, bytes]:
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
                 names = [info.filename for info in infos]
+                # The end of a file in the file may pass for the end of a file that was cut
+                if not infos or min(info.header_offset for info in infos) > 0:
+                    raise zipfile.BadZipFile("its beginning or its end is missing")
                 if len(infos) > _MAX_MEMBERS or len(set(names)) < len(names):
                     raise ValueError(f"{path}: {len(infos)} files, or some of them twice, are not what save() writes.")
                 unknown = [name for name in names if name not in _TEXTS and not name.endswith(".pth")]
@@ -202,28 +210,47 @@ def _tensors(obj: Any, depth: int = 0) -> Iterator[th.Tensor]:
             yield from _tensors(item, depth + 1)
 
 
-def _check_policy(
-    cls: type[SAC], path: str | os.PathLike[str], env: VecEnv, arguments: dict[str, Any], tensors: dict[str, Any]
-) -> None:
-    """
-    Compare the weights with those of the policy before any memory is spent on it.
-    """
+def _check_weights(path: str | os.PathLike[str], tensors: dict[str, Any]) -> None:
     weights = tensors.get("policy")
     if not isinstance(weights, dict) or not all(isinstance(weight, th.Tensor) for weight in weights.values()):
         raise ValueError(f"{path}: policy.pth, the networks' weights by name, is missing.")
+
+
+def _check_policy_kwargs(
+    cls: type[SAC], path: str | os.PathLike[str], env: VecEnv, arguments: dict[str, Any], weights: dict[str, th.Tensor]
+) -> None:
+    """
+    Compare the weights with those of the policy that the file asks for before any memory is spent on it.
+    """
     if "policy_kwargs" not in arguments:
         raise ValueError(f"{path}: policy_kwargs are pickled and refused. Give them by policy_kwargs=dict(...).")
     policy = arguments["policy"]
-    policy_class = cls.policy_aliases.get(policy) if isinstance(policy, str) else policy
+    policy_class: Any = cls.policy_aliases.get(policy) if isinstance(policy, str) else policy
     if policy_class is None:
         raise ValueError(f"policy {policy} unknown, {cls.__name__} has {', '.join(cls.policy_aliases)}.")
-    policy_kwargs = {"use_sde": arguments.get("use_sde", False)} | (arguments["policy_kwargs"] or {})
+    policy_kwargs = {"use_sde": arguments.get("use_sde", False)} | arguments["policy_kwargs"]
+    # Each layer and each critic has a weight
+    if policy_kwargs.get("n_critics", 0) > len(weights) or _count(policy_kwargs) > len(weights) + 64:
+        raise ValueError(f"{path}: policy_kwargs ask for more layers or critics than policy.pth has weights.")
+    on_meta = type(policy_class.__name__, (policy_class,), {"device": th.device("meta")})
+    validate_args = Distribution._validate_args  # type: ignore[attr-defined]
     try:
+        # It would read the numbers
+        Distribution.set_default_validate_args(False)
         with th.device("meta"):
-            shapes = policy_class(env.observation_space, env.action_space, lambda _: 0.0, **policy_kwargs).state_dict()
+            expected = on_meta(env.observation_space, env.action_space, lambda _: 0.0, **policy_kwargs).state_dict()
+    # A stranger's arguments may fail anywhere
     except Exception as error:
         raise ValueError(f"{path}: its policy_kwargs are refused by {policy_class.__name__}: {str(error)[:200]}") from error
-    _compare(f"{path}: policy.pth", shapes, weights)
+    finally:
+        Distribution.set_default_validate_args(validate_args)
+    _compare(f"{path}: policy.pth", expected, weights)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, (dict, list)):
+        return sum(map(_count, value.values() if isinstance(value, dict) else value))
+    return 1
 
 
 def _compare(what: str, expected: dict[str, th.Tensor], got: dict[str, Any]) -> None:
@@ -245,6 +272,7 @@ def _set_tensors(model: SAC, path: str | os.PathLike[str], tensors: dict[str, An
     if expected != tensors.keys():
         missing, unexpected = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
         raise ValueError(f"{path}: missing {missing}, unexpected {unexpected} (.pth files).")
+    _compare(f"{path}: policy.pth", model.policy.state_dict(), tensors["policy"])
     for name in names:
         optimizer = recursive_getattr(model, name)
         if isinstance(optimizer, th.optim.Optimizer):
