@@ -15,6 +15,7 @@ The curves are written to `examples/figures` as CSV and PNG; `--output` names an
 import argparse
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -56,11 +57,11 @@ class SaveHistory(BaseCallback):
             write_csv(self.path, self.probe.history)
 
 
-def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+        writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in rows)
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
@@ -110,14 +111,14 @@ def compare_baselines(env: str, timesteps: int, seed: int, path: Path) -> None:
     rows = []
     for trained_with in ("leave_one_out", "none"):
         model = LikelihoodRatioAC("MlpPolicy", env, baseline=trained_with, seed=seed).learn(timesteps)
-        row: dict[str, float] = {}
+        row: dict[str, Any] = {"trained_with": trained_with}
         for baseline in BASELINES:
             model.baseline = baseline
             probe = GradientProbeCallback(routes=("likelihood_ratio",))
             probe.init_callback(model)
             row[baseline] = probe.measure()["gradient/likelihood_ratio/variance"]
         rows.append(row)
-        print(f"trained with {trained_with}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        print(f"trained with {trained_with}: " + ", ".join(f"{name} {row[name]:.4g}" for name in BASELINES), flush=True)
     write_csv(path, rows)
     same_model = rows[0]["leave_one_out"] / rows[0]["none"]
     own_model = rows[0]["leave_one_out"] / rows[-1]["none"]
