@@ -348,6 +348,8 @@ class LeanAdam(Adam):
     @th.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of Adam (https://arxiv.org/abs/1412.6980, algorithm 1)."""
+        for hook in self._optimizer_step_pre_hooks.values():
+            hook(self, (), {})
         (group,) = self.param_groups
         (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
         self.gather_grads()
@@ -360,8 +362,10 @@ class LeanAdam(Adam):
             denom = th.sqrt(run.exp_avg_sq, out=run.denom)
             denom.div_((1 - beta2**step) ** 0.5).add_(scalar(eps, dtype))
             th._foreach_addcdiv_(run.params, run.exp_avgs, run.denoms, -lr / (1 - beta1**step))
+        for hook in self._optimizer_step_post_hooks.values():
+            hook(self, (), {})
 
-    # Tells the base class not to wrap it for the profiler, which would cost as much as a third of it
+    # Tells the base class not to wrap it for hooks (called above) and the profiler, which costs as much as a third of it
     step.hooked = True  # type: ignore[attr-defined]
 
     def _lay_side_by_side(self, params: list[th.Tensor]) -> "list[_Run]":

@@ -22,15 +22,17 @@ class ReachEnv(gym.Env):
 
     :param noise: Standard deviation of the displacement
     :param seconds: How long a step takes
+    :param reward_scale: What the reward is multiplied with
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, noise: float = 0.1, seconds: float = 0.0) -> None:
+    def __init__(self, noise: float = 0.1, seconds: float = 0.0, reward_scale: float = 1.0) -> None:
         self.observation_space = gym.spaces.Box(-10.0, 10.0, (1,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.noise = noise
         self.seconds = seconds
+        self.reward_scale = reward_scale
         self.n_steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -42,7 +44,7 @@ class ReachEnv(gym.Env):
         time.sleep(self.seconds)
         self.n_steps += 1
         self.position = float(np.clip(self.position + action[0] + self.noise * self.np_random.normal(), -10.0, 10.0))
-        return self._observation(), -(self.position**2), False, False, {}
+        return self._observation(), -self.reward_scale * self.position**2, False, False, {}
 
     def _observation(self) -> np.ndarray:
         return np.array([self.position], dtype=np.float32)

@@ -4,6 +4,7 @@ PathwiseAC with its defaults is SB3's SAC: same seed, same parameters, same logs
 On the machines tried the difference is exactly 0. The bound leaves room for a linear algebra library that rounds otherwise.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,10 @@ POLICY_VARIANTS: dict[str, dict[str, Any]] = {
     "cnn_shared": {"env": "PointImage-v0", "policy": "CnnPolicy", "policy_kwargs": {"share_features_extractor": True}},
     "image_dict": {"env": "PointImageDict-v0", "policy": "MultiInputPolicy"},
     "three_critics": {"policy_kwargs": {"n_critics": 3, "net_arch": {"pi": [16], "qf": [24, 8]}}},
+    "one_critic": {"policy_kwargs": {"n_critics": 1}},
+    "no_hidden_layers": {"policy_kwargs": {"net_arch": []}},
+    "other_activation": {"policy_kwargs": {"activation_fn": th.nn.ELU}},
+    "adam_variant": {"policy_kwargs": {"optimizer_kwargs": {"weight_decay": 0.01, "amsgrad": True, "betas": (0.8, 0.9)}}},
     "rmsprop": {"policy_kwargs": {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": {"momentum": 0.9}}},
     "gsde_clipped": {"use_sde": True, "policy_kwargs": {"use_expln": True, "log_std_init": -1.0, "clip_mean": 1.0}},
 }
@@ -130,3 +135,42 @@ def test_policies(make_model: Callable[..., Any], variant: str) -> None:
     trained = models[0].policy.state_dict()
     still = [name for name, tensor in untrained.items() if (trained[name] == tensor).all()]
     assert not [name for name in still if not name.endswith("num_batches_tracked")]
+
+
+def change_batch_size(model: SAC) -> None:
+    for batch_size in (16, 40, 8, 40):
+        model.train(gradient_steps=2, batch_size=batch_size)
+
+
+def freeze_layers(model: SAC) -> None:
+    for network in (model.actor.latent_pi, model.critic.qf1):
+        for param in network[0].parameters():
+            param.requires_grad = False
+    model.train(gradient_steps=5, batch_size=16)
+    for param in model.policy.parameters():
+        param.requires_grad = True
+    model.train(gradient_steps=5, batch_size=16)
+
+
+def set_back_parameters(model: SAC) -> None:
+    parameters = copy.deepcopy(model.get_parameters())
+    model.train(gradient_steps=5, batch_size=16)
+    model.set_parameters(parameters)
+    model.train(gradient_steps=5, batch_size=16)
+
+
+def load_weights_in_place(model: SAC) -> None:
+    model.policy.load_state_dict({name: 0.9 * tensor for name, tensor in model.policy.state_dict().items()})
+    model.train(gradient_steps=5, batch_size=16)
+
+
+@pytest.mark.parametrize("intervene", [change_batch_size, freeze_layers, set_back_parameters, load_weights_in_place])
+def test_interventions(make_model: Callable[..., Any], intervene: Callable[[SAC], None]) -> None:
+    """What users do to a model between two updates."""
+    models = []
+    for cls in (SAC, PathwiseAC):
+        model = make_model(cls, policy_kwargs={"net_arch": [16, 12]}).learn(60, log_interval=1)
+        model.set_random_seed(3)
+        intervene(model)
+        models.append(model)
+    assert_same_training(*models, min_updates=45)

@@ -127,10 +127,11 @@ def test_probability_of_improvement_is_that_of_rliable(n_values: int) -> None:
 
 
 def test_scores_of_a_run() -> None:
-    runs = statistics_of({"sac": [10.0, 20.0, 40.0]}, start=-10.0).runs
-    assert list(runs["final"]) == [10.0, 20.0, 40.0]
+    runs = statistics_of({"sac": [10.0, 20.0, -40.0]}, start=-10.0).runs
+    # The last, not the best
+    assert list(runs["final"]) == [10.0, 20.0, -40.0]
     # A straight line's mean is half way
-    assert list(runs["auc"]) == [0.0, 5.0, 15.0]
+    assert list(runs["auc"]) == [0.0, 5.0, -25.0]
     assert list(runs["train_seconds"]) == [200.0] * 3
 
 

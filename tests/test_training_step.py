@@ -16,6 +16,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 MakeModel = Callable[..., Any]
 
@@ -118,11 +119,16 @@ def test_replay_is_normalized(algorithm: type[SAC], make_trained: MakeModel, mon
     assert envs == [vec_normalize]
 
 
-@pytest.mark.parametrize("with_discounts", [False, True])
+@pytest.mark.parametrize("with_discounts, activation_fn", [(False, nn.ReLU), (True, nn.ReLU), (True, nn.Tanh)])
 def test_td_target(
-    algorithm: type[SAC], make_trained: MakeModel, monkeypatch: pytest.MonkeyPatch, with_discounts: bool
+    algorithm: type[SAC],
+    make_trained: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    with_discounts: bool,
+    activation_fn: type[nn.Module],
 ) -> None:
-    model = make_trained(algorithm, learning_rate=0.0, ent_coef=0.0, gamma=0.6, tau=0.5)
+    policy_kwargs = {"net_arch": [16, 16], "activation_fn": activation_fn}
+    model = make_trained(algorithm, learning_rate=0.0, ent_coef=0.0, gamma=0.6, tau=0.5, policy_kwargs=policy_kwargs)
     generator = th.Generator().manual_seed(0)
     with th.no_grad():
         # A policy without spread, and target networks that disagree with the critics and with each other
@@ -140,9 +146,13 @@ def test_td_target(
         next_actions = model.actor(next_obs, deterministic=True)
         next_q_values = th.stack(model.critic_target(next_obs, next_actions)).min(dim=0).values
         target = rewards + (1 - dones) * (discounts if with_discounts else 0.6) * next_q_values
-        expected = sum(0.5 * ((q_values - target) ** 2).mean() for q_values in model.critic(obs, actions))
+    loss = sum(0.5 * ((q_values - target) ** 2).mean() for q_values in model.critic(obs, actions))
+    gradient = th.autograd.grad(loss, list(model.critic.parameters()))
     model.train(gradient_steps=1, batch_size=32)
-    assert model.logger.name_to_value["train/critic_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert model.logger.name_to_value["train/critic_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    # Of that loss alone: the actor's step has left nothing
+    th.testing.assert_close([param.grad for param in model.critic.parameters()], list(gradient), rtol=1e-3, atol=1e-5)
+    assert all(param.grad is None for param in model.critic_target.parameters())
 
 
 def test_td_target_has_the_entropy(algorithm: type[SAC], make_trained: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +296,8 @@ def test_features_once_per_state(
 
 
 def test_actor_step_spares_the_critics(algorithm: type[SAC], make_trained: MakeModel) -> None:
-    model = make_trained(algorithm, policy_kwargs={"n_critics": 3})
+    """No backward pass is spent on the critics' weights. (Networks of ReLUs do without autograd, and are not seen here.)"""
+    model = make_trained(algorithm, policy_kwargs={"n_critics": 3, "activation_fn": nn.Tanh})
     gradients = {"actor": 0, "critic": 0, "critic_target": 0}
     for name in gradients:
         for param in getattr(model, name).parameters():

@@ -59,7 +59,10 @@ def finish(process: subprocess.Popen) -> str:
     :param process: from ``start``
     :return: what it has printed
     """
-    output, _ = process.communicate(timeout=600)
+    try:
+        output, _ = process.communicate(timeout=600)
+    finally:
+        process.kill()
     assert process.returncode == 0, output
     return output
 

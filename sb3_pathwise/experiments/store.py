@@ -101,8 +101,10 @@ class Store:
             elif contents:
                 raise ComparisonError(f"{self.output} is not empty and holds no comparison; choose another --output")
             try:
-                for leftover in (*self.output.glob(".tmp-*"), *self.output.glob("*/.tmp-*")):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                # One pattern after the other: what the first one removes, the second must not find
+                for pattern in (".tmp-*", "*/.tmp-*"):
+                    for leftover in list(self.output.glob(pattern)):
+                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
                 write_atomically(self.output / MANIFEST, json.dumps(manifest, indent=2) + "\n")
             except OSError as error:
                 raise ComparisonError(f"cannot write to {self.output} ({one_line(error)})") from error
