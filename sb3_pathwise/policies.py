@@ -68,7 +68,7 @@ def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Te
 
 
 class MinQValue(th.autograd.Function):
-    """The smallest of the critics as a function of its inputs only: no gradient is spent on weights, nor on the others."""
+    """The smallest of the critics as a function of its inputs only: no gradient is spent on weights."""
 
     @staticmethod
     def forward(ctx: Any, qvalue_input: th.Tensor, q_networks: list[FusedMLP]) -> th.Tensor:
@@ -97,18 +97,12 @@ class MinQValue(th.autograd.Function):
         n_saved = len(saved) // len(ctx.q_networks)
         traces = [saved[i * n_saved : (i + 1) * n_saved] for i in range(len(ctx.q_networks))]
         grad = grad.unsqueeze(1)
-        if grad.is_cuda or any(q_net.dtype != th.float32 for q_net in ctx.q_networks):
-            # To gather rows the host would have to wait, or, for bfloat16, kernels to be compiled for every number of rows
-            grad_input = th.zeros_like(saved[0], dtype=th.float32)
-            for i, (q_net, trace) in enumerate(zip(ctx.q_networks, traces, strict=True)):
-                mask = (indices == i).unsqueeze(1)
-                # Added up at once: the next network's result takes the place of this one's
-                grad_input += q_net.backward(grad * mask, trace, weights=False, inputs=True)
-            return grad_input, None
-        grad_input = th.empty_like(saved[0])
+        grad_input = th.zeros_like(saved[0], dtype=th.float32)
         for i, (q_net, trace) in enumerate(zip(ctx.q_networks, traces, strict=True)):
-            rows = (indices == i).nonzero().squeeze(1)
-            grad_input[rows] = q_net.backward(grad[rows], [part[rows] for part in trace], weights=False, inputs=True)
+            # All rows, not only those where this critic is the smallest: a product of fewer rows is rounded otherwise
+            mask = (indices == i).unsqueeze(1)
+            # Added up at once: the next network's result takes the place of this one's
+            grad_input += q_net.backward(grad * mask, trace, weights=False, inputs=True)
         return grad_input, None
 
 

@@ -425,6 +425,8 @@ def is_quiet(group: int) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX process groups")
+# slow: it needs a quiet machine, on which the comparison is neither done nor between two processes when it is interrupted
+@pytest.mark.slow
 def test_kill_then_interrupt_then_finish(finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "results"
     process = start(output)
