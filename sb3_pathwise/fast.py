@@ -123,9 +123,7 @@ class FusedMLP(nn.Sequential):
         return [*activations, x.float()]
 
     @th.no_grad()
-    def backward(
-        self, grad: th.Tensor, activations: Sequence[th.Tensor], *, weights: bool, inputs: bool
-    ) -> th.Tensor | None:
+    def backward(self, grad: th.Tensor, activations: Sequence[th.Tensor], *, weights: bool, inputs: bool) -> th.Tensor | None:
         """
         Backpropagation (Rumelhart, Hinton and Williams, 1986) through the network.
 
