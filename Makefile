@@ -7,7 +7,7 @@ LINT_PATHS := sb3_pathwise/ tests/ examples/
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help demo test test-all lint type format check-codestyle commit-checks clean
+.PHONY: help demo test test-all fuzz kill-test soak lint type format check-codestyle commit-checks clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,6 +26,16 @@ test: $(VENV)/.installed-test  ## run the tests, except those that take minutes 
 
 test-all: $(VENV)/.installed-test  ## run every test
 	$(PYTEST) tests
+
+fuzz: $(VENV)/.installed-test  ## draw 2,000 new cases of spaces and arguments
+	FUZZ_CASES=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py
+
+kill-test: $(VENV)/.installed-test  ## kill trainings 20 times at random, 20 times while they save, and resume them (minutes)
+	$(BIN)/python tests/kill_test.py random
+	$(BIN)/python tests/kill_test.py writing
+
+soak: $(VENV)/.installed-test  ## an hour of updates with every feature on: memory, speed, finiteness
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
 lint: $(VENV)/.installed-test  ## look for errors with ruff
 	$(BIN)/ruff check $(wildcard $(LINT_PATHS))

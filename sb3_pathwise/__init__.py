@@ -4,7 +4,17 @@ from sb3_pathwise.likelihood_ratio_ac import LikelihoodRatioAC
 from sb3_pathwise.measure_valued_ac import MeasureValuedAC
 from sb3_pathwise.mixed_ac import MixedAC
 from sb3_pathwise.pathwise_ac import PathwiseAC
+from sb3_pathwise.persistence import ExactCheckpointCallback, load_weights_only, resume
 
 __version__ = "0.1.0"
 
-__all__ = ["LikelihoodRatioAC", "MeasureValuedAC", "MixedAC", "PathwiseAC", "__version__"]
+__all__ = [
+    "ExactCheckpointCallback",
+    "LikelihoodRatioAC",
+    "MeasureValuedAC",
+    "MixedAC",
+    "PathwiseAC",
+    "__version__",
+    "load_weights_only",
+    "resume",
+]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -53,13 +54,14 @@ class NonFiniteError(FloatingPointError):
     :param where: Where in the quantity, for the message
     """
 
-    def __init__(self, quantity: str, model: SAC, where: str = "") -> None:
+    def __init__(self, quantity: str, model: BaseAlgorithm, where: str = "") -> None:
         self.quantity = quantity
         self.num_timesteps = model.num_timesteps
         self.n_updates = model._n_updates
+        spared = "It is not saved" if quantity == "parameter" else "No weight and no replay buffer has seen it"
         super().__init__(
             f"{quantity} is not finite at step {self.num_timesteps}, after {self.n_updates} updates{where}. Likely cause: "
-            f"{CAUSES[quantity]} Neither the replay buffer nor any weight has seen it; the last checkpoint is good."
+            f"{CAUSES[quantity]} {spared}; the last checkpoint is good."
         )
 
 

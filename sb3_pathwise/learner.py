@@ -15,7 +15,6 @@ from typing import Any, ClassVar, TypeVar, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs, ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
@@ -24,6 +23,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
+from sb3_pathwise.alarms import CheckedSAC, check_descent, warn_of_traps
+from sb3_pathwise.arguments import check_arguments, check_early_arguments
 from sb3_pathwise.distributions import PolicyDistribution, policy_distribution
 from sb3_pathwise.fast import (
     PRECISIONS,
@@ -49,7 +50,7 @@ from sb3_pathwise.routes import BASELINES, Objective
 SelfActorCritic = TypeVar("SelfActorCritic", bound="ActorCritic")
 
 
-class ActorCritic(SAC):
+class ActorCritic(CheckedSAC):
     """
     Off-policy maximum-entropy actor-critic whose actor's gradient is estimated by an exchangeable route.
 
@@ -101,6 +102,7 @@ class ActorCritic(SAC):
         **kwargs: Any,
     ) -> None:
         self._check_policy_class(kwargs["policy"])
+        check_early_arguments(kwargs["device"], kwargs["policy_kwargs"])
         super().__init__(**kwargs | {"_init_setup_model": False})
         self.n_action_samples = n_action_samples
         if baseline is not None:
@@ -151,14 +153,16 @@ class ActorCritic(SAC):
         self._target_params: list[th.Tensor] = list(self.critic_target.parameters())
 
     def _check_policy_class(self, policy: str | type) -> None:
-        if isinstance(policy, type) and not issubclass(policy, SACPolicy):
+        if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, SACPolicy)):
             raise ValueError(
-                f"policy: {policy.__name__} is not a SACPolicy. {type(self).__name__} takes SAC's policies, and loads "
-                "models saved by SAC or by another algorithm of sb3_pathwise; load other models with their own class."
+                f"policy: {getattr(policy, '__name__', repr(policy))} is not a SACPolicy. {type(self).__name__} takes SAC's "
+                "policies, and loads models saved by SAC or by another algorithm of sb3_pathwise; load other models with "
+                "their own class."
             )
 
     def _check_arguments(self) -> None:
         self._check_policy_class(self.policy_class)
+        check_arguments(self)
         if issubclass(self.policy_class, SACMultiInputPolicy) and not isinstance(self.observation_space, spaces.Dict):
             raise ValueError(
                 f"policy: MultiInputPolicy needs a Dict observation space, not {self.observation_space}; "
@@ -183,7 +187,7 @@ class ActorCritic(SAC):
                     "baseline='leave_one_out' compares an action with the others of its state and needs "
                     "n_action_samples of at least 2, got 1. Draw more, or use baseline='mean_action'."
                 )
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+        if self.max_grad_norm is not None and not (isinstance(self.max_grad_norm, (int, float)) and self.max_grad_norm > 0):
             raise ValueError(f"max_grad_norm must be positive, or None not to clip, got {self.max_grad_norm!r}.")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be {' or '.join(map(repr, PRECISIONS))}, got {self.precision!r}.")
@@ -206,10 +210,10 @@ class ActorCritic(SAC):
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        # The only point where the host waits for the device
         flat = iter(th.stack(list(itertools.chain(*metrics.values()))).tolist())
         for name, values in metrics.items():
             self.logger.record(f"train/{name}", np.mean(list(itertools.islice(flat, len(values)))))
+        warn_of_traps(self, gradient_steps)
 
     def _update(self, replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool) -> dict[str, th.Tensor]:
         """
@@ -258,7 +262,9 @@ class ActorCritic(SAC):
             self._backward(critic_loss, self.critic.optimizer)
         else:
             critic_loss = self._backward_by_hand(replay_data, target_q_values, self._q_networks)
-        return {"critic_loss": critic_loss.detach(), "critic_grad_norm": self._step(self.critic.optimizer)}
+        critic_loss = critic_loss.detach()
+        critic_grad_norm = self._step(self.critic.optimizer, "critic_loss", critic_loss, target=target_q_values)
+        return {"critic_loss": critic_loss, "critic_grad_norm": critic_grad_norm}
 
     def _target_critics(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         if self._q_networks is None:
@@ -317,7 +323,7 @@ class ActorCritic(SAC):
             surrogate = surrogate + ent_coef * entropy_base
             metrics["actor_loss"] += ent_coef * policy_dist.base.log_prob(x).detach().mean()
         self._backward(-surrogate.mean(), self.actor.optimizer, latent)
-        metrics["actor_grad_norm"] = self._step(self.actor.optimizer)
+        metrics["actor_grad_norm"] = self._step(self.actor.optimizer, "actor_loss", surrogate.detach().mean())
 
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             # The log of the coefficient, as in SAC, see https://github.com/rail-berkeley/softlearning/issues/37.
@@ -325,6 +331,7 @@ class ActorCritic(SAC):
             assert isinstance(self.target_entropy, float)
             self.log_ent_coef.grad = -(log_prob + self.target_entropy).mean().reshape(1)
             metrics["ent_coef_loss"] = (self.log_ent_coef.detach() * self.log_ent_coef.grad).squeeze()
+            check_descent(self, "ent_coef_loss", metrics["ent_coef_loss"], self.log_ent_coef.grad)
             self.ent_coef_optimizer.step()
         return metrics
 
@@ -395,12 +402,16 @@ class ActorCritic(SAC):
             loss.backward(inputs=[latent[-1], *(param for param in params if param.requires_grad)])
             self._latent_pi.backward(cast(th.Tensor, latent[-1].grad), latent, weights=True, inputs=False)
 
-    def _step(self, optimizer: th.optim.Optimizer) -> th.Tensor:
+    def _step(self, optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, **causes: th.Tensor) -> th.Tensor:
         """
         One step of an optimizer.
 
         :param optimizer: Optimizer, its parameters having gradients
+        :param name: Name of the loss
+        :param loss: Loss, a scalar
+        :param causes: Tensors that the loss came from, by name, earliest first: one of them may be to blame
         :return: norm of the gradient, before clipping
+        :raises NonFiniteError: if the loss or its gradient is not finite; nothing has changed then
         """
         params = self._trainable(optimizer)
         if isinstance(optimizer, LeanAdam):
@@ -408,6 +419,7 @@ class ActorCritic(SAC):
         else:
             grads = [param.grad for param in params if param.grad is not None]
         grad_norm = th.linalg.vector_norm(grads[0]) if len(grads) == 1 else th.nn.utils.get_total_norm(grads)
+        check_descent(self, name, loss, grad_norm, **causes)
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(params, self.max_grad_norm, grad_norm)
         optimizer.step()

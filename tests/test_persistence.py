@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_pathwise import LikelihoodRatioAC, PathwiseAC
+from sb3_pathwise.alarms import NonFiniteError
 from sb3_pathwise.callbacks import GradientProbeCallback
 from sb3_pathwise.persistence import ExactCheckpointCallback, RestorableEnv, resume, storage
 from sb3_pathwise.persistence.environments import NotRestorableError
@@ -121,7 +123,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 def new_model(make_model: Any) -> Callable[..., Any]:
     def new(cls: type[SAC] = PathwiseAC, setting: str = "plain", **kwargs: Any) -> SAC:
         make_env, arguments = SETTINGS[setting]
-        return make_model(cls, make_env(), learning_starts=24, **arguments | kwargs)
+        return make_model(cls, make_env(), **{"learning_starts": 24} | arguments | kwargs)
 
     return new
 
@@ -389,8 +391,6 @@ def test_time_goes_on(new_model: Any, tmp_path: Path) -> None:
         elapsed = pickle.load(file)["time_elapsed"]
     model = resume(tmp_path, SETTINGS["plain"][0]())
     learn(model, ExactCheckpointCallback(tmp_path, every=50))
-    import time
-
     assert time.time_ns() - model.start_time > elapsed
 
 
@@ -431,13 +431,21 @@ def test_two_methods(make_model: Any, tmp_path: Path) -> None:
     def make_env() -> DummyVecEnv:
         return DummyVecEnv([lambda i=i: Monitor(TimeLimit(KnownLevels(), 7 + 2 * i)) for i in range(3)])
 
-    expected = learn(make_model(PathwiseAC, make_env()))
-    learn(make_model(PathwiseAC, make_env()), ExactCheckpointCallback(tmp_path, every=50, keep=9))
+    def new() -> Any:
+        noise = OrnsteinUhlenbeckActionNoise(np.zeros(2), np.full(2, 0.3))
+        memory = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+        return make_model(PathwiseAC, make_env(), action_noise=noise, **memory)
+
+    expected = learn(new())
+    learn(new(), ExactCheckpointCallback(tmp_path, every=50, keep=9))
     (checkpoint,) = storage.checkpoints(tmp_path)
     assert checkpoint.name.endswith("_51_steps")
     disturb()
     model = resume(tmp_path, make_env())
-    assert_same(expected, learn(model, ExactCheckpointCallback(tmp_path, every=50)))
+    with pytest.warns(UserWarning, match="last trajectory in the replay buffer will be truncated"):
+        resumed = learn(model, ExactCheckpointCallback(tmp_path, every=50))
+    # It was not
+    assert_same(expected, resumed)
 
 
 def test_own_generators(make_model: Any, tmp_path: Path) -> None:
@@ -446,6 +454,7 @@ def test_own_generators(make_model: Any, tmp_path: Path) -> None:
     def make_env() -> gym.Env:
         class Own(Wanderer):
             observation_space = gym.spaces.Box(-9.0, 9.0, (2,), np.float32, seed=0)
+            action_space = gym.spaces.Box(-2.0, 1.0, (2,), np.float32)
 
             def __init__(self) -> None:
                 self.rng, self.old, self.python = np.random.default_rng(1), np.random.RandomState(2), random.Random(3)
@@ -455,13 +464,18 @@ def test_own_generators(make_model: Any, tmp_path: Path) -> None:
                 super().reset(seed=seed)
                 draws = [self.rng.random(), self.old.rand(), self.python.random(), th.rand(1, generator=self.torch).item()]
                 draws += [random.random(), np.random.rand(), th.rand(1).item(), self.observation_space.sample()[0]]
+                # The model draws its first actions from the same generator
+                draws += [self.action_space.sample()[0]]
                 self.position = np.array([sum(draws[::2]), sum(draws[1::2])], dtype=np.float32)
                 return self.position.copy(), {}
 
         return TimeLimit(Own(), 10)
 
-    expected = learn(make_model(PathwiseAC, make_env()))
-    assert_same(expected, learn(make_model(PathwiseAC, make_env()), ExactCheckpointCallback(tmp_path, every=50)))
+    def new() -> Any:
+        return make_model(PathwiseAC, make_env(), learning_starts=80)
+
+    expected = learn(new())
+    assert_same(expected, learn(new(), ExactCheckpointCallback(tmp_path, every=50)))
     disturb()
     assert_same(expected, learn(resume(tmp_path, make_env()), ExactCheckpointCallback(tmp_path, every=50)))
 
@@ -554,6 +568,33 @@ def test_does_not_mix_trainings(new_model: Any, tmp_path: Path) -> None:
 def test_bad_arguments(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1"):
         ExactCheckpointCallback(tmp_path, **{"every": 1} | {name: 0})
+
+
+def test_alarm_leaves_the_checkpoint(new_model: Any, tmp_path: Path) -> None:
+    class Spoil(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 80:
+                self.locals["rewards"][0] = np.nan
+            return True
+
+    expected = learn(new_model())
+    with pytest.raises(NonFiniteError, match=r"reward is not finite at step 80.* the last checkpoint is good"):
+        learn(new_model(), Spoil(), ExactCheckpointCallback(tmp_path, every=30, keep=1))
+    assert_same(expected, learn(resume(tmp_path, SETTINGS["plain"][0]()), ExactCheckpointCallback(tmp_path, every=30)))
+
+
+def test_does_not_save_what_is_not_finite(new_model: Any, tmp_path: Path) -> None:
+    class Spoil(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls > 70 and self.locals["dones"].all():
+                next(iter(self.model.policy.critic_target.parameters())).data.fill_(np.inf)
+            return True
+
+    # No update notices it
+    model = new_model(learning_starts=1000)
+    with pytest.raises(NonFiniteError, match=r"parameter is not finite .*critic_target.* It is not saved"):
+        learn(model, Spoil(), ExactCheckpointCallback(tmp_path, every=30, keep=1))
+    assert resume(tmp_path, SETTINGS["plain"][0]()).num_timesteps <= 70
 
 
 def test_refuses_to_be_nested(new_model: Any, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
@@ -122,7 +123,7 @@ class RunManager(ExperimentManager):
             env_kwargs=dict(run.env_kwargs),
             eval_env_kwargs=dict(run.eval_env_kwargs),
             seed=run.seed,
-            # No record in the logger: nobody reads it
+            # No record in the logger
             log_interval=-2,
             verbose=0,
             device=run.device,
@@ -221,6 +222,8 @@ def _train(run: Run, notify: Notify) -> list[dict[str, Any]]:
     load_algorithms(run.gym_packages)
     th.set_num_threads(run.torch_threads)
     manager, model = build(run, notify)
+    # Nobody reads the records, and SB3's own logger leaves a folder in the temporary directory for every run
+    model.set_logger(Logger(folder=None, output_formats=[]))
     try:
         manager.learn(model)
     finally:

@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_pathwise.alarms import NonFiniteError
 from sb3_pathwise.persistence import storage
 from sb3_pathwise.persistence.environments import check_restorable, knows_whole_state, make_restorable
 from sb3_pathwise.persistence.state import Baseline, fill_replay_buffer, get_state, load_state, set_state, share_spaces
@@ -59,6 +60,8 @@ class ExactCheckpointCallback(BaseCallback):
     :param every: Steps, counted over all environments, after which to take the next
     :param keep: Checkpoints to keep, the older ones being removed
     :param verbose: Verbosity level: 0 for no output, 2 for indicating when a checkpoint is saved
+    :raises NonFiniteError: in the place of saving a parameter that is not finite
+    :raises NotRestorableError: at the first checkpoint, if an environment does not come back to where it is
     :raises ValueError: if an argument is out of range; when learn() starts: if it was put into another callback, the folder
         holds another training, or the environment cannot be restored
     """
@@ -157,6 +160,9 @@ class ExactCheckpointCallback(BaseCallback):
         if not self._checked and not knows_whole_state(self.training_env):
             check_restorable(self.training_env)
         self._checked = True
+        for name, value in model.policy.state_dict().items():
+            if not th.isfinite(value).all():
+                raise NonFiniteError("parameter", model, f" ({name})")
         self._sequence += 1
         self._last_save = model.num_timesteps
         try:

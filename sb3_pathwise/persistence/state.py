@@ -20,7 +20,13 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_pathwise.persistence.buffers import get_buffer_state, set_buffer_state
-from sb3_pathwise.persistence.environments import get_env_state, get_side_env_state, offers_state, set_env_state
+from sb3_pathwise.persistence.environments import (
+    get_env_state,
+    get_side_env_state,
+    make_restorable,
+    offers_state,
+    set_env_state,
+)
 from sb3_pathwise.persistence.storage import Writer
 from sb3_pathwise.persistence.streams import (
     dumps,
@@ -128,7 +134,7 @@ def set_state(model: OffPolicyAlgorithm, state: dict[str, Any], callback: BaseCa
     model.start_time = time.time_ns() - state["time_elapsed"]
     _set_action_noise(model.action_noise, state["action_noise"])
     _set_exploration_matrices(model, state["exploration_matrices"])
-    _set_callbacks(model, callback, state["callbacks"])
+    _set_callbacks(callback, state["callbacks"])
     _set_logger(model.logger, state["logger"])
     set_global_streams(state["streams"])
 
@@ -241,7 +247,7 @@ def _get_callbacks(model: OffPolicyAlgorithm, callback: BaseCallback, baseline: 
     return states
 
 
-def _set_callbacks(model: OffPolicyAlgorithm, callback: BaseCallback, states: list[dict[str, Any]]) -> None:
+def _set_callbacks(callback: BaseCallback, states: list[dict[str, Any]]) -> None:
     callbacks = list(_walk(callback, set()))
     for state in states:
         # The k-th of its type, then and now: those that do not matter, like progress bars, may come and go
@@ -256,5 +262,5 @@ def _set_callbacks(model: OffPolicyAlgorithm, callback: BaseCallback, states: li
             vars(child).update({name: pickle.loads(pickled) for name, pickled in state["attributes"].items()})
         if state.get("eval_env") is not None:
             assert isinstance(child, EvalCallback)
-            get_side_env_state(child.eval_env)
+            make_restorable(child.eval_env)
             set_env_state(child.eval_env, state["eval_env"], replay_reset=False)
