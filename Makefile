@@ -18,8 +18,9 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
-demo: $(VENV)/.installed-extra  ## train two routes on Pendulum-v1, compare them, draw the curves (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py
+demo: $(VENV)/.installed-compare  ## train two routes on Pendulum-v1 with three seeds each, and report (minutes)
+	$(BIN)/sb3-pathwise compare --algos pathwise_ac likelihood_ratio_ac --envs Pendulum-v1 --seeds 3 --timesteps 5000 \
+		-params learning_starts:1000 --output runs/demo
 
 test: $(VENV)/.installed-test  ## run the tests, except those that take minutes each
 	$(PYTEST) -m "not slow" tests

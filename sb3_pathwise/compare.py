@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         comparison.check(for_report=not args.no_report)
         if not args.no_report:
             # Now, so that a package which is not there is missed before the training and not after it
-            from sb3_pathwise.report import write_report
+            from sb3_pathwise.report import print_report, write_report
         runs = comparison.plan()
         engine: Engine = DaskEngine(args.scheduler) if args.scheduler else LocalEngine(args.jobs, args.torch_threads)
         with Store(args.output).opened(comparison, runs) as store:
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             finally:
                 write_results(args.output)
         if not args.no_report and len(failures) < len(runs):
-            console.print(f"Report: {write_report(args.output)}", highlight=False)
+            print_report(write_report(args.output), console)
     except ComparisonError as error:
         print(f"sb3-pathwise compare: error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -7,6 +7,12 @@ Statistics, figures and words are modules of ``experiments``; here they are brou
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from sb3_pathwise.experiments import figures, page
 from sb3_pathwise.experiments.grid import ComparisonError, one_line, slug
@@ -15,13 +21,20 @@ from sb3_pathwise.experiments.statistics import Statistics
 from sb3_pathwise.experiments.store import read_manifest, read_results, write_atomically, write_results
 
 
-def write_report(folder: Path, output: Path | None = None) -> Path:
+class Report(NamedTuple):
+    """A report that has been written: the page, and its verdicts."""
+
+    page: Path
+    verdicts: list[page.Verdict]
+
+
+def write_report(folder: Path, output: Path | None = None) -> Report:
     """
     Write ``report.md``, ``report.html`` (which needs no other file) and ``figures``.
 
     :param folder: A comparison's
     :param output: Where to; ``None``: the same folder
-    :return: The page
+    :return: What was written
     :raises ComparisonError: if there is nothing to report, or it cannot be written
     """
     manifest = read_manifest(folder)
@@ -55,7 +68,28 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         write_atomically(target / "report.html", page.render("report.html", values))
     except OSError as error:
         raise ComparisonError(f"cannot write to {target} ({one_line(error)})") from error
-    return target / "report.html"
+    return Report(target / "report.html", values["verdicts"])
+
+
+def print_report(report: Report, console: Console) -> None:
+    """
+    :param report: What to show, as far as a terminal can: the verdicts, the leader boards, and where the page is
+    :param console: Where to
+    """
+    for verdict in report.verdicts:
+        table = Table(box=box.SIMPLE)
+        table.add_column("algorithm", overflow="fold")
+        for column in (verdict.score, "95 % interval"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("against the first")
+        for row in verdict.board:
+            cells = (row.algorithm, row.final, row.interval, ", ".join(filter(None, (row.gap, row.sure))))
+            # A variant's brackets are no markup
+            table.add_row(*map(Text, cells))
+        console.print("", verdict.headline, sep="\n", style="bold", markup=False, highlight=False)
+        console.print(verdict.detail, markup=False, highlight=False)
+        console.print(table, soft_wrap=False)
+    console.print(f"Report, with the learning curves: {report.page}", markup=False, highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         write_results(args.folder)
-        print(f"Report: {write_report(args.folder, args.output)}")
+        print_report(write_report(args.folder, args.output), Console(soft_wrap=True))
     except ComparisonError as error:
         print(f"sb3-pathwise report: error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import csv
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 
 import sb3_pathwise
+from sb3_pathwise.cli import COMMANDS
+from sb3_pathwise.compare import comparison_of, make_parser
+from sb3_pathwise.zoo import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -130,10 +134,13 @@ def test_spaces(row: dict[str, str], cls: type[SAC]) -> None:
 
 
 def test_demo_results() -> None:
-    with (ROOT / "examples" / "figures" / "demo" / "evaluation.csv").open(newline="") as file:
-        measured = {(row["algorithm"], row["seed"]): float(row["mean_return"]) for row in csv.DictReader(file)}
+    keys = {algorithm.__name__: key for key, algorithm in ALGORITHMS.items()}
+    with (ROOT / "examples" / "figures" / "demo" / "results.csv").open(newline="") as file:
+        measured = {
+            (row["algorithm"], row["seed"]): float(row["return_mean"]) for row in csv.DictReader(file) if row["step"] == "5000"
+        }
     shown = {
-        (row["algorithm"].strip("`"), column.removeprefix("seed ")): float(value)
+        (keys[row["algorithm"].strip("`")], column.removeprefix("seed ")): float(value)
         for row in table("| algorithm | seed 0 |")
         for column, value in row.items()
         if column.startswith("seed")
@@ -143,10 +150,27 @@ def test_demo_results() -> None:
         assert value == float(f"{measured[key]:.1f}")
 
 
+def test_commands_of_the_command_line() -> None:
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL))
+    commands = [shlex.split(line, comments=True)[1:] for line in blocks.splitlines() if line.startswith("sb3-pathwise")]
+    assert {"train", "enjoy", "compare"} <= {name for name, *_ in commands} <= COMMANDS.keys()
+    for _, *arguments in filter(lambda command: command[0] == "compare", commands):
+        comparison = comparison_of(make_parser().parse_args(arguments))
+        comparison.check(for_report=True)
+        assert len(comparison.plan()) == len(comparison.algos) * len(comparison.envs) * comparison.n_seeds
+    extras = set(re.findall(r"pip install '\.\[([\w,]+)\]'", README))
+    known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert set(",".join(extras).split(",")) <= set(known)
+
+
 def test_links_and_commands() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    assert not [link for link in links if not link.startswith("#") and not (ROOT / link).exists()]
+    headings = {
+        re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+    assert {link[1:] for link in links if link.startswith("#")} <= headings
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z-]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)

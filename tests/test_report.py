@@ -4,6 +4,7 @@ Tests of ``report``: statistics against closed forms and rliable's own, verdicts
 The results are made up, by laws that the tests know; training and storing are tested in ``test_compare.py``.
 """
 
+import io
 import itertools
 import re
 import shlex
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from rliable import metrics
 
 from sb3_pathwise.compare import comparison_of, make_parser
-from sb3_pathwise.experiments import page, palette
+from sb3_pathwise.experiments import figures, page, palette
 from sb3_pathwise.experiments.grid import Comparison, Run
 from sb3_pathwise.experiments.statistics import (
     Duel,
@@ -29,7 +31,7 @@ from sb3_pathwise.experiments.statistics import (
     probability_of_improvement,
 )
 from sb3_pathwise.experiments.store import Store
-from sb3_pathwise.report import main, write_report
+from sb3_pathwise.report import Report, main, print_report, write_report
 
 STEPS = (0, 50, 100)
 ENV = "Pendulum-v1"
@@ -264,6 +266,53 @@ def test_too_few_seeds() -> None:
     assert verdict.board[1].sure == "too few seeds to test"
 
 
+def test_algorithms_that_score_the_same() -> None:
+    same, other, far = [1.0, 2.0, 3.0, 4.0], [0.5, 2.0, 2.5, 4.0], [-40.0, -41.0, -42.0, -43.0]
+    verdict = verdict_of({"a": same, "b": same, "c": far})
+    assert verdict.headline == f"a and b won on {ENV}"
+    assert verdict.detail == ("They are ahead of c by more than chance explains. a and b have the same score with every seed.")
+    assert [fact[1] for fact in verdict.facts] == ["a and b", "44.00", "100 %"]
+    assert verdict.facts[1][2].endswith("over c")
+    assert [(row.gap, row.sure, row.decided) for row in verdict.board] == [
+        ("", "", False),
+        ("the same score with every seed", "", False),
+        ("44.00 behind", "p < 0.001, more than chance", True),
+    ]
+    verdict = verdict_of({"c": far, "a": same, "d": other, "b": same})
+    assert verdict.headline == f"No clear winner on {ENV}"
+    assert verdict.detail.startswith("a and b are ahead, but chance alone may explain their lead over d. They are ahead of c")
+    # The same returns with other seeds are no such thing
+    assert "the same" not in verdict_of({"a": same, "b": same[::-1], "c": far}).detail
+    verdict = verdict_of({"a": same, "b": same})
+    assert verdict.headline == f"No difference on {ENV}" and len(verdict.facts) == 1
+    verdict = verdict_of({"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [0.0, 0.0]})
+    assert verdict.headline == f"Too few seeds to name a winner on {ENV}"
+    assert verdict.detail.startswith("a and b are ahead;")
+
+
+def test_algorithms_that_score_the_same_in_the_table_of_pairs() -> None:
+    same = [1.0, 2.0, 3.0, 4.0]
+    row = next(iter(page.duel_rows(statistics_of({"a": same, "b": same}))["final return"]))
+    assert (row["difference"], row["improvement"], row["p"]) == ("the same score with every seed", "50 %", "p = 1.00")
+
+
+def test_algorithms_that_score_the_same_on_all_environments() -> None:
+    same, low = [9.0, 10.0, 11.0], [1.0, 2.0, 3.0]
+    rows = make_rows({"a": same, "b": same, "c": low}) + make_rows({"a": same, "b": same, "c": low}, environment="Other-v0")
+    verdict = page.overall(Statistics(rows, ["a", "b", "c"], [ENV, "Other-v0"]))
+    assert verdict is not None
+    assert verdict.headline == "a and b won over 2 environments"
+    assert "a and b have the same score with every seed" in verdict.detail
+    assert verdict.board[1].gap == "the same score with every seed" and verdict.board[1].sure == ""
+
+
+def test_a_covered_curve_is_seen() -> None:
+    same, other = [1.0, 2.0, 3.0, 4.0], [1.0, 2.5, 3.0, 4.0]
+    figure = figures.learning_curves(statistics_of({"a": same, "b": other, "c": same}), ENV, "step", palette.styles([*"abc"]))
+    width = {line.get_label(): line.get_linewidth() for line in figure.axes[0].lines}
+    assert width["a"] > width["b"] == width["c"]
+
+
 def test_one_algorithm() -> None:
     verdict = verdict_of({"a": [1.0, 2.0, 3.0]})
     assert verdict.headline == f"a on {ENV}" and len(verdict.facts) == 1
@@ -339,6 +388,29 @@ def test_both_pages_say_the_same(reported: Path) -> None:
     assert markdown.count("p = ") + markdown.count("p < ") > 30
 
 
+def test_the_terminal_shows_the_verdict_and_where_the_page_is(reported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(reported)]) == 0
+    text = capsys.readouterr().out
+    markdown = (reported / "report.md").read_text()
+    for headline in re.findall(r"^## (.* on .*)$", markdown, re.M):
+        assert f"\n{headline}\n" in text
+    # The leader board of either environment, and that of both together
+    scores = re.findall(r"^\| \d \| \S+ \| \*\*(\S+)\*\* \| (\[.*?\])", markdown, re.M)
+    assert len(scores) == 9
+    for score, interval in scores:
+        # Long names are folded, numbers are not
+        assert re.search(rf"^ +\S.* {re.escape(score)} +{re.escape(interval)} ", text, re.M)
+    assert text.endswith(f"Report, with the learning curves: {reported / 'report.html'}\n")
+
+
+def test_names_are_text_in_the_terminal() -> None:
+    text = io.StringIO()
+    verdict = verdict_of({"a:net_arch=[b]": [1.0, 2.0, 3.0], "c": [9.0, 8.0, 7.0]})
+    print_report(Report(Path("report.html"), [verdict]), Console(file=text, width=100))
+    assert "a:net_arch=[b]  " in text.getvalue() and "lead over" not in text.getvalue()
+    assert "It is ahead of a:net_arch=[b] by" in text.getvalue()
+
+
 def test_names_are_text_and_not_markup(reported: Path) -> None:
     text = (reported / "report.html").read_text()
     assert "<b>|" not in text and "&lt;b&gt;|" in text
@@ -362,16 +434,16 @@ def page_request(folder: Path) -> dict[str, Any]:
 
 
 def test_figures_are_there_as_png_and_as_svg(reported: Path) -> None:
-    figures = {path.name: path.read_bytes() for path in (reported / "figures").iterdir()}
+    drawn = {path.name: path.read_bytes() for path in (reported / "figures").iterdir()}
     names = [f"{env}_{kind}" for env in (ENV, "Hopper-v5") for kind in ("steps", "time", "scores", "improvement")]
-    assert sorted(figures) == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
-    for name, data in figures.items():
+    assert sorted(drawn) == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
+    for name, data in drawn.items():
         assert data.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
     markdown = (reported / "report.md").read_text()
     assert set(re.findall(r"\(figures/(.+?)\)", markdown)) == {f"{name}.png" for name in names}
     # In the algorithms' colours
     for algorithm in page_request(reported)["algos"]:
-        assert palette.colour(algorithm).lower().encode() in figures[f"{ENV}_steps.svg"]
+        assert palette.colour(algorithm).lower().encode() in drawn[f"{ENV}_steps.svg"]
 
 
 def test_the_same_results_give_the_same_files(reported: Path, tmp_path: Path) -> None:

@@ -107,13 +107,15 @@ def learning_curves(statistics: Statistics, environment: str, axis: str, looks: 
         look, x = looks[algo], curve.x / unit
         if curve.low is not None and curve.high is not None:
             axes.fill_between(x, curve.low, curve.high, color=look.colour, alpha=0.16, linewidth=0)
+        # Wide where a later curve runs over this one, so that both are seen
+        covered = [other for other in list(curves.values())[place + 1 :] if other and np.array_equal(other.point, curve.point)]
         # Markers out of step with each other, so that none hides another
         stride = max(1, len(x) // 6)
         (line,) = axes.plot(
             x,
             curve.point,
             color=look.colour,
-            linewidth=2,
+            linewidth=2 + 3.5 * len(covered),
             label=label(algo),
             marker=look.marker,
             markersize=4.5,

@@ -21,6 +21,8 @@ from sb3_pathwise.experiments.statistics import REPETITIONS, SCORES, Duel, Estim
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
+# Said of algorithms of which neither is ahead
+SAME = "the same score with every seed"
 
 
 class Numbers:
@@ -113,6 +115,7 @@ class Verdict:
     """Who won on an environment (or on all), by how much, and how sure that is."""
 
     environment: str
+    score: str
     headline: str
     detail: str
     facts: list[tuple[str, str, str]]
@@ -139,7 +142,7 @@ def verdict(statistics: Statistics, environment: str) -> Verdict:
                 algorithm=algo,
                 final=numbers(estimate.point),
                 interval=numbers.interval(estimate),
-                gap=f"{numbers(duels[algo].difference.point)} behind" if algo in duels else "",
+                gap=_gap(duels.get(algo), numbers),
                 sure=_how_sure(duels[algo]) if algo in duels else "",
                 decided=algo in duels and duels[algo].decided,
                 area=f"{numbers(areas[algo].point)} {numbers.interval(areas[algo])}",
@@ -149,8 +152,8 @@ def verdict(statistics: Statistics, environment: str) -> Verdict:
             )
         )
     headline, detail = _sentences(environment, leader, duels)
-    facts = _facts(ranking, next(iter(duels.values()), None), numbers)
-    return Verdict(environment, headline, detail, facts, board, (numbers(low), numbers(high)))
+    facts = _facts(ranking, duels, numbers)
+    return Verdict(environment, SCORES["final"], headline, detail, facts, board, (numbers(low), numbers(high)))
 
 
 def overall(statistics: Statistics) -> Verdict | None:
@@ -170,8 +173,8 @@ def overall(statistics: Statistics) -> Verdict | None:
             algorithm=algo,
             final=numbers(estimate.point),
             interval=numbers.interval(estimate),
-            gap=f"{numbers(duels[algo].difference.point)} behind" if algo in duels else "",
-            sure="" if algo not in duels else "more than chance" if _sure(duels[algo]) else "may be chance",
+            gap=_gap(duels.get(algo), numbers),
+            sure=_how_sure_overall(duels[algo]) if algo in duels else "",
             decided=algo in duels and _sure(duels[algo]),
             area="",
             time="",
@@ -180,47 +183,67 @@ def overall(statistics: Statistics) -> Verdict | None:
         )
         for algo, estimate in ranking.items()
     ]
-    tied = [algo for algo, found in duels.items() if not _sure(found)]
+    level = [algo for algo, found in duels.items() if found.equal]
+    tied = [algo for algo, found in duels.items() if not found.equal and not _sure(found)]
+    ahead = listing([leader, *level])
     where = f"over {len(statistics.environments)} environments"
-    headline = f"No clear winner {where}" if tied else f"{leader} won {where}"
+    headline = f"No clear winner {where}" if tied else f"{ahead} won {where}"
+    if len(level) == len(duels):
+        headline = f"No difference {where}"
     detail = "Final returns, pooled on a scale where 0 is an untrained policy and 1 the best result of this comparison."
     if tied:
-        detail += f" Chance alone may explain the lead of {leader} over {listing(tied)}."
-    facts = _facts(ranking, next(iter(duels.values())), numbers)
-    return Verdict("all environments", headline, detail, facts, board, (numbers(low), numbers(high)))
+        detail += f" Chance alone may explain the lead of {ahead} over {listing(tied)}."
+    if level:
+        detail += f" {ahead} have {SAME}."
+    facts = _facts(ranking, duels, numbers)
+    return Verdict("all environments", "normalised score", headline, detail, facts, board, (numbers(low), numbers(high)))
 
 
 def _sure(found: Duel) -> bool:
     return found.improvement.low is not None and found.improvement.low > 0.5
 
 
+def _how_sure_overall(found: Duel) -> str:
+    if found.equal:
+        return ""
+    return "more than chance" if _sure(found) else "may be chance"
+
+
 def _sentences(environment: str, leader: str, duels: dict[str, Duel]) -> tuple[str, str]:
-    tied = [algo for algo, found in duels.items() if not found.decided]
+    level = [algo for algo, found in duels.items() if found.equal]
+    tied = [algo for algo, found in duels.items() if not found.decided and not found.equal]
     beaten = [algo for algo, found in duels.items() if found.decided]
     if not duels:
         return f"{leader} on {environment}", "There is nothing to compare it with."
+    ahead, are, their = listing([leader, *level]), "are" if level else "is", "their" if level else "its"
+    same = f" {ahead} have {SAME}." if level else ""
+    if not tied and not beaten:
+        return f"No difference on {environment}", same.strip()
     if next(iter(duels.values())).p_holm is None:
         return (
             f"Too few seeds to name a winner on {environment}",
-            f"{leader} is ahead; whether by more than chance cannot be said.",
+            f"{ahead} {are} ahead; whether by more than chance cannot be said.{same}",
         )
+    they = "They are" if level else "It is"
     if not tied:
-        return f"{leader} won on {environment}", f"It is ahead of {listing(beaten)} by more than chance explains."
-    detail = f"{leader} is ahead, but chance alone may explain its lead over {listing(tied)}."
+        return f"{ahead} won on {environment}", f"{they} ahead of {listing(beaten)} by more than chance explains.{same}"
+    detail = f"{ahead} {are} ahead, but chance alone may explain {their} lead over {listing(tied)}."
     if beaten:
-        detail += f" It is ahead of {listing(beaten)} by more than chance explains."
-    return f"No clear winner on {environment}", detail
+        detail += f" {they} ahead of {listing(beaten)} by more than chance explains."
+    return f"No clear winner on {environment}", detail + same
 
 
-def _facts(ranking: dict[str, Estimate], next_best: Duel | None, numbers: Numbers) -> list[tuple[str, str, str]]:
+def _facts(ranking: dict[str, Estimate], duels: dict[str, Duel], numbers: Numbers) -> list[tuple[str, str, str]]:
     """
     :param ranking: The highest first
-    :param next_best: The first against the second
+    :param duels: The first against each other
     :param numbers: For the texts
     :return: Who, by how much, how sure: each a question, an answer and a remark
     """
     leader, best = next(iter(ranking.items()))
-    facts = [("Who is ahead", leader, f"{numbers(best.point)} {numbers.interval(best)}")]
+    level = [algo for algo, found in duels.items() if found.equal]
+    facts = [("Who is ahead", listing([leader, *level]), f"{numbers(best.point)} {numbers.interval(best)}")]
+    next_best = next((found for found in duels.values() if not found.equal), None)
     if next_best is not None:
         gap, improvement = next_best.difference, next_best.improvement
         facts.append(("By how much", numbers(gap.point), f"{numbers.interval(gap)} over {next_best.second}"))
@@ -233,7 +256,15 @@ def _facts(ranking: dict[str, Estimate], next_best: Duel | None, numbers: Number
     return facts
 
 
+def _gap(found: Duel | None, numbers: Numbers) -> str:
+    if found is None:
+        return ""
+    return SAME if found.equal else f"{numbers(found.difference.point)} behind"
+
+
 def _how_sure(found: Duel) -> str:
+    if found.equal:
+        return ""
     if found.p_holm is None:
         return "too few seeds to test"
     return f"{p_value(found.p_holm)}, " + ("more than chance" if found.decided else "may be chance")
@@ -264,8 +295,11 @@ def duel_rows(statistics: Statistics) -> dict[str, list[dict[str, Any]]]:
                 "environment": found.environment,
                 "first": found.first,
                 "second": found.second,
-                "difference": f"{numbers(found.difference.point)} {numbers.interval(found.difference)}",
-                "improvement": percent(found.improvement),
+                "difference": SAME
+                if found.equal
+                else f"{numbers(found.difference.point)} {numbers.interval(found.difference)}",
+                # One sample, seen twice, has no interval of its own
+                "improvement": percent(Estimate(0.5) if found.equal else found.improvement),
                 "p": p_value(found.p),
                 "p_rank": p_value(found.p_rank),
                 "p_holm": p_value(found.p_holm),

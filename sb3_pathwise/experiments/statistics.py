@@ -75,6 +75,7 @@ class Duel:
     :param p: Of Welch's t-test, two-sided; ``None``: too few seeds
     :param p_rank: Of the Mann-Whitney U test, two-sided; ``None``: too few seeds
     :param p_holm: Welch's, after Holm's correction over all duels of this score; ``None``: too few seeds
+    :param equal: Whether they scored exactly the same with every seed, so that neither is ahead
     """
 
     environment: str | None
@@ -86,6 +87,7 @@ class Duel:
     p: float | None = None
     p_rank: float | None = None
     p_holm: float | None = None
+    equal: bool = False
 
     @property
     def decided(self) -> bool:
@@ -159,9 +161,10 @@ def duel(environment: str | None, score: str, ours: dict[str, np.ndarray], first
     if interquartile_mean(ours[first]) < interquartile_mean(ours[second]):
         first, second = second, first
     x, y = ours[first], ours[second]
+    equal = np.array_equal(x, y)
     if min(len(x), len(y)) < MIN_SEEDS:
         difference = Estimate(float((interquartile_mean(x) - interquartile_mean(y))[0]))
-        return Duel(environment, score, first, second, difference, Estimate(probability_of_improvement(x, y)))
+        return Duel(environment, score, first, second, difference, Estimate(probability_of_improvement(x, y)), equal=equal)
 
     def difference_and_improvement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         gap = interquartile_mean(a) - interquartile_mean(b)
@@ -170,8 +173,8 @@ def duel(environment: str | None, score: str, ours: dict[str, np.ndarray], first
     points, interval = _bootstrap([x, y], difference_and_improvement)
     gap, improvement = (Estimate(*map(float, (points[k], interval[0, k], interval[1, k]))) for k in range(2))
     if environment is None:
-        return Duel(environment, score, first, second, gap, improvement)
-    return Duel(environment, score, first, second, gap, improvement, p=_welch(x, y), p_rank=_rank_test(x, y))
+        return Duel(environment, score, first, second, gap, improvement, equal=equal)
+    return Duel(environment, score, first, second, gap, improvement, p=_welch(x, y), p_rank=_rank_test(x, y), equal=equal)
 
 
 def _welch(x: np.ndarray, y: np.ndarray) -> float:
