@@ -6,10 +6,11 @@ stays SAC. What they save is bookkeeping and memory traffic. No reinforcement le
 """
 
 import functools
+import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
@@ -22,6 +23,8 @@ from torch.optim import Adam
 PRECISIONS = {"float32": th.float32, "bfloat16": th.bfloat16}
 # Products with fewer rows or columns take as long in bfloat16 as in float32
 MIN_WIDTH = 64
+# Parameters to update at a time: with gradient, moments and denominator they fill 1.5 MB of cache
+CHUNK_SIZE = 75_000
 
 OptimizerT = TypeVar("OptimizerT", bound=th.optim.Optimizer)
 
@@ -45,7 +48,7 @@ class FusedMLP(nn.Sequential):
         super().__init__(*modules)
         # The networks of a policy share it
         self.memory: dict[tuple, th.Tensor] = {}
-        self._trace: list[th.Tensor] | None = None
+        self._casts: dict[th.Tensor, tuple[int, th.Tensor]] = {}
 
     @staticmethod
     def supports(module: nn.Module) -> bool:
@@ -63,24 +66,7 @@ class FusedMLP(nn.Sequential):
         :param x: Inputs, shape (B, in_features)
         :return: Outputs, shape (B, out_features), float32
         """
-        if self._trace is not None:
-            trace, self._trace = self._trace, None
-            trace += self.evaluate(x, use="trace")
-            return trace[-1].requires_grad_()
-        return self._run(x, first=0)
-
-    def trace(self) -> list[th.Tensor]:
-        """
-        Make the next call of the network an ``evaluate`` whose output is a leaf of the graph: what autograd finds to be the
-        gradient with respect to it is for ``backward`` to carry on.
-
-        :return: a list, to be filled with what ``evaluate`` returns
-        """
-        self._trace = []
-        return self._trace
-
-    def _run(self, x: th.Tensor, first: int) -> th.Tensor:
-        for i in range(first, len(self), 2):
+        for i in range(0, len(self), 2):
             linear = cast(nn.Linear, self[i])
             dtype = self._dtype_for(x, linear.weight)
             x = F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
@@ -90,6 +76,8 @@ class FusedMLP(nn.Sequential):
         return x.float()
 
     def _dtype_for(self, x: th.Tensor, weight: th.Tensor) -> th.dtype:
+        if self.dtype is th.float32:
+            return th.float32
         return self.dtype if min(len(x), *weight.shape) >= MIN_WIDTH else th.float32
 
     @property
@@ -100,27 +88,40 @@ class FusedMLP(nn.Sequential):
         return [(cast(th.Tensor, param["weight"]), cast(th.Tensor, param["bias"])) for param in params]
 
     @th.no_grad()
-    def evaluate(self, x: th.Tensor, use: object = None) -> list[th.Tensor]:
+    def evaluate(self, x: th.Tensor, use: object = None, first: th.Tensor | None = None) -> list[th.Tensor]:
         """
         The network without a graph, for ``backward``.
 
-        :param x: Inputs, shape (B, in_features)
-        :param use: Name of the memory for the hidden layers' outputs: the next call with the same name overwrites them,
-            whichever network of the policy it is for
+        :param x: Inputs, shape (B, in_features); with ``first``, the last inputs only
+        :param use: Name of the memory for the outputs of hidden layers, a ReLU at the end making it one: the next call with
+            the same name overwrites them, whichever network of the policy it is for
+        :param first: What ``first_layer`` returned for the other inputs
         :return: the layers' inputs, a ReLU being part of the layer before, and the output, which alone is float32 in any case
         """
         activations, layers = [], self.layers
         n_relus = len(self) // 2
         for i, (weight, bias) in enumerate(layers):
             dtype = self._dtype_for(x, weight)
-            x = self._cast(x, dtype, (use, "input"), i)
+            if x.dtype is not dtype:
+                x = self._buffer((use, "input"), i, x.shape, x, dtype).copy_(x)
             activations.append(x)
-            is_output = i == len(layers) - 1
-            out = None if is_output else self._buffer(use, i, (len(x), len(bias)), x)
-            x = th.addmm(bias.to(dtype), x, self._cast(weight, dtype, "weight", i).t(), out=out)
+            out = self._buffer(use, i, (len(x), len(bias)), x) if i < n_relus else None
+            if i == 0 and first is not None:
+                x = th.addmm(first, x, weight[:, -x.shape[1] :].t(), out=out)
+            else:
+                x = th.addmm(self._as(bias, dtype), x, self._as(weight, dtype).t(), out=out)
             if i < n_relus:
                 x.relu_()
         return [*activations, x.float()]
+
+    @th.no_grad()
+    def first_layer(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: First inputs of the network, shape (B, features_dim)
+        :return: Their part of the first layer, shape (B, out_features), to be computed once for many last inputs
+        """
+        linear = cast(nn.Linear, self[0])
+        return F.linear(features, linear.weight[:, : features.shape[1]], linear.bias)
 
     @th.no_grad()
     def backward(self, grad: th.Tensor, activations: Sequence[th.Tensor], *, weights: bool, inputs: bool) -> th.Tensor | None:
@@ -140,16 +141,29 @@ class FusedMLP(nn.Sequential):
                 grad = _threshold_backward(grad, y, 0, grad_input=self._buffer("grad", i, y.shape, y))
             if weights:
                 _write_grad(bias, th.sum, grad, 0)
-            grad = self._cast(grad, x.dtype, "grad", i)
+            dtype = x.dtype
+            if grad.dtype is not dtype:
+                grad = self._buffer("grad", i, grad.shape, grad, dtype).copy_(grad)
             if weights:
                 _write_grad(weight, th.mm, grad.t(), x)
             if i > 0 or inputs:
-                weight = self._cast(weight, x.dtype, "weight", i)
+                weight = self._as(weight, dtype)
                 grad = th.mm(grad, weight, out=self._buffer("grad", i - 1, (len(grad), weight.shape[1]), grad))
         return grad if inputs else None
 
-    def _cast(self, x: th.Tensor, dtype: th.dtype, use: object, layer: int) -> th.Tensor:
-        return x if x.dtype == dtype else self._buffer(use, layer, x.shape, x, dtype).copy_(x)
+    def _as(self, param: th.Tensor, dtype: th.dtype) -> th.Tensor:
+        """:return: the parameter in another dtype, converted anew only if it has changed"""
+        if param.dtype is dtype:
+            return param
+        version, converted = self._casts.get(param, (-1, None))
+        if converted is None or version != param._version:
+            converted = param.to(dtype) if converted is None else converted.copy_(param)
+            self._casts[param] = (param._version, converted)
+        return converted
+
+    def forget_casts(self) -> None:
+        """To be called where parameters may have been written to behind torch's back, as through ``param.data``."""
+        self._casts = {param: (-1, converted) for param, (_, converted) in self._casts.items()}
 
     def _buffer(
         self, use: object, layer: int, shape: tuple[int, ...], like: th.Tensor, dtype: th.dtype | None = None
@@ -160,24 +174,6 @@ class FusedMLP(nn.Sequential):
         if buffer is None or len(buffer) < n_rows:
             buffer = self.memory[key] = like.new_empty(shape, dtype=dtype)
         return buffer if len(buffer) == n_rows else buffer[:n_rows]
-
-    def given(self, features: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
-        """
-        The network as a function of its last inputs, the first ones being fixed: their part of the first layer is computed
-        once.
-
-        :param features: First inputs, shape (B, in_features - d)
-        :return: maps the last inputs, shape (B, d), to outputs, shape (B, out_features)
-        """
-        linear = cast(nn.Linear, self[0])
-        weight, weight_last = linear.weight.split([features.shape[1], linear.in_features - features.shape[1]], dim=1)
-        fixed_part = F.linear(features, weight, linear.bias)
-
-        def network(last_inputs: th.Tensor) -> th.Tensor:
-            x = th.addmm(fixed_part, last_inputs, weight_last.t())
-            return self._run(x.relu_(), first=2) if len(self) > 1 else x
-
-        return network
 
 
 # By its name in C++: the gradient of a ReLU, into given memory
@@ -195,14 +191,15 @@ def _write_grad(param: th.Tensor, function: Callable[..., th.Tensor], *args: Any
         param.grad = function(*args).to(param.dtype)
 
 
-def fuse_mlps(policy: SACPolicy, dtype: th.dtype = th.float32) -> None:
+def fuse_mlps(policy: SACPolicy, dtype: th.dtype = th.float32) -> list[FusedMLP]:
     """
     Replace what can be replaced of a policy's networks by ``FusedMLP``, in place. Parameters and their names stay.
 
     :param policy: SAC's policy, or one derived from it
     :param dtype: dtype of the hidden layers' products
+    :return: the new networks
     """
-
+    networks: list[FusedMLP] = []
     memory: dict[tuple, th.Tensor] = {}
 
     def fused(module: nn.Module) -> nn.Module:
@@ -210,6 +207,7 @@ def fuse_mlps(policy: SACPolicy, dtype: th.dtype = th.float32) -> None:
             module = FusedMLP(*cast(nn.Sequential, module)).train(module.training)
         if isinstance(module, FusedMLP):
             module.dtype, module.memory = dtype, memory
+            networks.append(module)
         return module
 
     if isinstance(getattr(policy.actor, "latent_pi", None), nn.Sequential):
@@ -218,6 +216,7 @@ def fuse_mlps(policy: SACPolicy, dtype: th.dtype = th.float32) -> None:
         for i, q_net in enumerate(getattr(critic, "q_networks", [])):
             critic.q_networks[i] = fused(q_net)
             setattr(critic, f"qf{i}", critic.q_networks[i])
+    return networks
 
 
 def fused_q_networks(critic: ContinuousCritic) -> list[FusedMLP] | None:
@@ -231,14 +230,55 @@ def fused_q_networks(critic: ContinuousCritic) -> list[FusedMLP] | None:
     return q_networks if is_stock and not learns_features else None
 
 
-def fused_latent_pi(actor: Actor) -> FusedMLP | None:
+class GaussianNetwork:
     """
-    :param actor: Actor
-    :return: its hidden layers, if they can be trained without autograd: what precedes them has nothing to learn
+    SAC's actor, from features to the mean and the log standard deviation of a Gaussian, differentiated by hand.
+
+    :param actor: Actor, for which ``supports`` is true
     """
-    learns_features = any(True for _ in actor.features_extractor.parameters())
-    is_stock = type(actor).get_action_dist_params is Actor.get_action_dist_params
-    return actor.latent_pi if is_stock and isinstance(actor.latent_pi, FusedMLP) and not learns_features else None
+
+    def __init__(self, actor: Actor) -> None:
+        self.latent_pi = cast(FusedMLP, actor.latent_pi)
+        self.heads = [cast(nn.Linear, head) for head in (actor.mu, actor.log_std)]
+        self.params = {*self.latent_pi.parameters(), *actor.mu.parameters(), *cast(nn.Linear, actor.log_std).parameters()}
+
+    @staticmethod
+    def supports(actor: Actor) -> bool:
+        """
+        :param actor: Actor
+        :return: Whether it is SAC's own, and all that it learns is in its hidden layers and heads
+        """
+        heads = [getattr(actor, name, None) for name in ("mu", "log_std")]
+        parts_are_stock = isinstance(actor.latent_pi, FusedMLP) and all(type(head) is nn.Linear for head in heads)
+        learns_features = any(True for _ in actor.features_extractor.parameters())
+        return parts_are_stock and not learns_features and type(actor).get_action_dist_params is Actor.get_action_dist_params
+
+    @th.no_grad()
+    def evaluate(self, features: th.Tensor, use: object) -> tuple[list[th.Tensor], list[th.Tensor]]:
+        """
+        :param features: shape (B, features_dim)
+        :param use: Name of the memory for the hidden layers, see ``FusedMLP.evaluate``
+        :return: for ``backward``, what ``FusedMLP.evaluate`` returned; mean and log standard deviation, before SAC clamps it,
+            each of shape (B, d)
+        """
+        activations = self.latent_pi.evaluate(features, use)
+        return activations, [F.linear(activations[-1], head.weight, head.bias) for head in self.heads]
+
+    @th.no_grad()
+    def backward(self, grads: Sequence[th.Tensor], activations: list[th.Tensor]) -> None:
+        """
+        Write the gradients of all parameters, in place of those that they have.
+
+        :param grads: Gradients with respect to mean and log standard deviation
+        :param activations: What ``evaluate`` returned
+        """
+        latent, grad_latent = activations[-1], None
+        for i, (head, grad) in enumerate(zip(self.heads, grads, strict=True)):
+            _write_grad(head.bias, th.sum, grad, 0)
+            _write_grad(head.weight, th.mm, grad.t(), latent)
+            through_head = th.mm(grad, head.weight, out=self.latent_pi._buffer(("head", i), 0, latent.shape, latent))
+            grad_latent = through_head if grad_latent is None else grad_latent.add_(through_head)
+        self.latent_pi.backward(cast(th.Tensor, grad_latent), activations, weights=True, inputs=False)
 
 
 def autocast_module(module: nn.Module, dtype: th.dtype) -> None:
@@ -353,13 +393,13 @@ class LeanAdam(Adam):
         self.gather_grads()
         for run in self._runs:
             run.step += scalar(1.0, run.step.dtype)
-            step, dtype = run.step[0].item(), run.denom.dtype
+            step, dtype = run.step[0].item(), run.step.dtype
             # Plain numbers where they are cheap, see scalar() for the others
-            run.exp_avg.lerp_(run.grad, 1 - beta1)
-            run.exp_avg_sq.mul_(scalar(beta2, dtype)).addcmul_(run.grad, run.grad, value=1 - beta2)
-            denom = th.sqrt(run.exp_avg_sq, out=run.denom)
-            denom.div_((1 - beta2**step) ** 0.5).add_(scalar(eps, dtype))
-            th._foreach_addcdiv_(run.params, run.exp_avgs, run.denoms, -lr / (1 - beta1**step))
+            for chunk in run.chunks:
+                chunk.exp_avg.lerp_(chunk.grad, 1 - beta1)
+                chunk.exp_avg_sq.mul_(scalar(beta2, dtype)).addcmul_(chunk.grad, chunk.grad, value=1 - beta2)
+                th.sqrt(chunk.exp_avg_sq, out=chunk.denom).div_((1 - beta2**step) ** 0.5).add_(scalar(eps, dtype))
+                th._foreach_addcdiv_(chunk.params, chunk.exp_avgs, chunk.denoms, -lr / (1 - beta1**step))
         for hook in self._optimizer_step_post_hooks.values():
             hook(self, (), {})
 
@@ -388,18 +428,44 @@ class _Run:
     def __init__(self, params: list[th.Tensor], states: list[dict[str, th.Tensor]]) -> None:
         self.params = params
         self.step = th.stack([state["step"] for state in states])
-        self.exp_avg, self.exp_avg_sq = (
-            th.cat([state[name].reshape(-1) for state in states]) for name in ("exp_avg", "exp_avg_sq")
-        )
-        self.grad, self.denom = th.empty_like(self.exp_avg), th.empty_like(self.exp_avg)
-        self.exp_avgs, self.grads, self.denoms = map(self._views, (self.exp_avg, self.grad, self.denom))
-        views = zip(self.step, self.exp_avgs, self._views(self.exp_avg_sq), strict=True)
-        for state, (step, exp_avg, exp_avg_sq) in zip(states, views, strict=True):
-            state.update(step=step, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+        exp_avg, exp_avg_sq = (th.cat([state[name].reshape(-1) for state in states]) for name in ("exp_avg", "exp_avg_sq"))
+        self.grad = th.empty_like(exp_avg)
+        exp_avgs, exp_avg_sqs, self.grads = (_views(flat, params) for flat in (exp_avg, exp_avg_sq, self.grad))
+        for i, state in enumerate(states):
+            state.update(step=self.step[i], exp_avg=exp_avgs[i], exp_avg_sq=exp_avg_sqs[i])
 
-    def _views(self, flat: th.Tensor) -> list[th.Tensor]:
-        parts = flat.split([param.numel() for param in self.params])
-        return [part.view(param.shape) for part, param in zip(parts, self.params, strict=True)]
+        bounds = [0]
+        sizes = [param.numel() for param in params]
+        for i in range(1, len(params)):
+            if sum(sizes[bounds[-1] : i + 1]) > CHUNK_SIZE:
+                bounds.append(i)
+        self.chunks = []
+        denom = th.empty(0)
+        for first, last in itertools.pairwise([*bounds, len(params)]):
+            part = slice(sum(sizes[:first]), sum(sizes[:last]))
+            n_elements = part.stop - part.start
+            if len(denom) < n_elements:
+                denom = th.empty_like(exp_avg[part])
+            denoms = _views(denom[:n_elements], params[first:last])
+            flat = (exp_avg[part], exp_avg_sq[part], self.grad[part], denom[:n_elements])
+            self.chunks.append(_Chunk(params[first:last], exp_avgs[first:last], denoms, *flat))
+
+
+class _Chunk(NamedTuple):
+    """Neighbours in a run, few enough to stay in the cache from one operation of a step to the next."""
+
+    params: list[th.Tensor]
+    exp_avgs: list[th.Tensor]
+    denoms: list[th.Tensor]
+    exp_avg: th.Tensor
+    exp_avg_sq: th.Tensor
+    grad: th.Tensor
+    denom: th.Tensor
+
+
+def _views(flat: th.Tensor, params: list[th.Tensor]) -> list[th.Tensor]:
+    parts = flat.split([param.numel() for param in params])
+    return [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
 
 
 @functools.lru_cache

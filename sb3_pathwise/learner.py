@@ -8,11 +8,11 @@ import inspect
 import io
 import itertools
 import pathlib
+import statistics
 from abc import abstractmethod
 from collections import defaultdict
 from typing import Any, ClassVar, TypeVar, cast
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
@@ -25,14 +25,14 @@ from torch.nn import functional as F
 
 from sb3_pathwise.alarms import CheckedSAC, check_descent, warn_of_traps
 from sb3_pathwise.arguments import check_arguments, check_early_arguments
-from sb3_pathwise.distributions import PolicyDistribution, policy_distribution
+from sb3_pathwise.distributions import PolicyDistribution, policy_distribution, squashed_gaussian
 from sb3_pathwise.fast import (
     PRECISIONS,
     FusedMLP,
+    GaussianNetwork,
     LeanAdam,
     autocast_module,
     fuse_mlps,
-    fused_latent_pi,
     fused_q_networks,
     scalar,
     warn_if_slow,
@@ -47,6 +47,8 @@ from sb3_pathwise.policies import (
 )
 from sb3_pathwise.routes import BASELINES, Objective
 
+# Inputs of the layers of the actor's network, and its outputs
+Trace = tuple[list[th.Tensor], list[th.Tensor]]
 SelfActorCritic = TypeVar("SelfActorCritic", bound="ActorCritic")
 
 
@@ -134,7 +136,7 @@ class ActorCritic(CheckedSAC):
     def _make_fast(self) -> None:
         """Replace networks and optimizers by faster ones with the same parameters, state dictionaries and arithmetic."""
         dtype = PRECISIONS[self.precision]
-        fuse_mlps(self.policy, dtype)
+        self._fused_mlps = fuse_mlps(self.policy, dtype)
         if dtype != th.float32:
             warn_if_slow(dtype, self.device)
             extractors = {self.actor.features_extractor, self.critic.features_extractor, self.critic_target.features_extractor}
@@ -146,8 +148,7 @@ class ActorCritic(CheckedSAC):
             self.ent_coef_optimizer = LeanAdam.of(self.ent_coef_optimizer)
         # What is differentiated by hand: networks whose inputs need no gradient
         self._q_networks = fused_q_networks(self.critic)
-        self._latent_pi = fused_latent_pi(self.actor)
-        self._latent_pi_ids = set(map(id, self.actor.latent_pi.parameters()))
+        self._gaussian_network = GaussianNetwork(self.actor) if GaussianNetwork.supports(self.actor) else None
         # Walking through the modules at every step would cost more than the average itself
         self._params: list[th.Tensor] = list(self.critic.parameters())
         self._target_params: list[th.Tensor] = list(self.critic_target.parameters())
@@ -199,12 +200,19 @@ class ActorCritic(CheckedSAC):
         if self.ent_coef_optimizer is not None:
             optimizers += [self.ent_coef_optimizer]
         self._update_learning_rate(optimizers)
+        for network in self._fused_mlps:
+            network.forget_casts()
 
         metrics: dict[str, list[th.Tensor]] = defaultdict(list)
         for gradient_step in range(gradient_steps):
             replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
             update_actor = (self._n_updates + gradient_step) % self.policy_delay == 0
             update_targets = gradient_step % self.target_update_interval == 0
+            if isinstance(replay_data.observations, th.Tensor) and replay_data.observations.dtype == th.float64:
+                # Once, instead of at each of five uses
+                replay_data = replay_data._replace(
+                    observations=replay_data.observations.float(), next_observations=replay_data.next_observations.float()
+                )
             for name, value in self._update(replay_data, update_actor, update_targets).items():
                 metrics[name].append(value)
 
@@ -212,7 +220,7 @@ class ActorCritic(CheckedSAC):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         flat = iter(th.stack(list(itertools.chain(*metrics.values()))).tolist())
         for name, values in metrics.items():
-            self.logger.record(f"train/{name}", np.mean(list(itertools.islice(flat, len(values)))))
+            self.logger.record(f"train/{name}", statistics.fmean(itertools.islice(flat, len(values))))
         warn_of_traps(self, gradient_steps)
 
     def _update(self, replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool) -> dict[str, th.Tensor]:
@@ -228,32 +236,61 @@ class ActorCritic(CheckedSAC):
             self.actor.reset_noise()
         ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp().squeeze()
         metrics = {"ent_coef": ent_coef}
-        if update_actor:
-            latent = None if self._latent_pi is None else self._latent_pi.trace()
-            policy_dist = policy_distribution(self.actor, replay_data.observations)
+        policy_dist, next_dist, trace = self._policies(replay_data, update_actor)
+        if policy_dist is not None:
             # Drawn here, before the target's actions, to take the random numbers in SAC's order
             x = self._draw(policy_dist, self.n_action_samples)
-        metrics |= self._update_critic(replay_data, ent_coef)
-        if update_actor:
-            metrics |= self._update_actor(replay_data.observations, policy_dist, x, ent_coef, latent)
+        metrics |= self._update_critic(replay_data, next_dist, ent_coef)
+        if policy_dist is not None:
+            metrics |= self._update_actor(replay_data.observations, policy_dist, x, ent_coef, trace)
         if update_targets:
             self._update_targets()
         return metrics
+
+    def _policies(
+        self, replay_data: ReplayBufferSamples, update_actor: bool
+    ) -> tuple[PolicyDistribution | None, PolicyDistribution, Trace | None]:
+        """
+        The policy at the states that the actor learns from, and at those that follow.
+
+        :param replay_data: Batch of transitions, size B
+        :param update_actor: Whether the former is needed
+        :return: The policy at the observations, or ``None``; at the next observations, without graph; the actor's trace if its
+            network is kept out of the graph because it can be differentiated by hand
+        """
+        if self._gaussian_network is None:
+            policy_dist = policy_distribution(self.actor, replay_data.observations) if update_actor else None
+            with th.no_grad():
+                return policy_dist, policy_distribution(self.actor, replay_data.next_observations), None
+        features = extract_features(self.actor, replay_data.next_observations)
+        if update_actor:
+            # At once: products are rounded row by row
+            features = th.cat([extract_features(self.actor, replay_data.observations), features])
+        activations, outputs = self._gaussian_network.evaluate(features, use="actor")
+        n_rows = len(replay_data.actions)
+        next_mean_actions, next_log_std = (output[-n_rows:] for output in outputs)
+        next_dist = squashed_gaussian(next_mean_actions, next_log_std)
+        if not update_actor:
+            return None, next_dist, None
+        leaves = [output[:n_rows].requires_grad_() for output in outputs]
+        mean_actions, log_std = leaves
+        policy_dist = squashed_gaussian(mean_actions, log_std)
+        return policy_dist, next_dist, ([activation[:n_rows] for activation in activations], leaves)
 
     def _draw(self, policy_dist: PolicyDistribution, n_samples: int) -> th.Tensor:
         draw = policy_dist.base.rsample if self.needs_rsample else policy_dist.base.sample
         return draw(th.Size((n_samples,)))
 
-    def _update_critic(self, replay_data: ReplayBufferSamples, ent_coef: th.Tensor) -> dict[str, th.Tensor]:
+    def _update_critic(
+        self, replay_data: ReplayBufferSamples, next_dist: PolicyDistribution, ent_coef: th.Tensor
+    ) -> dict[str, th.Tensor]:
         # For n-step replay, discount factor is gamma**n_steps (when no early termination)
         discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
         with th.no_grad():
-            next_dist = policy_distribution(self.actor, replay_data.next_observations)
             next_x = next_dist.base.rsample() if next_dist.base.has_rsample else next_dist.base.sample()
-            next_actions = next_dist.squash(next_x)
-            next_log_prob = next_dist.log_prob(next_x, next_actions).unsqueeze(1)
+            next_actions, next_log_prob = next_dist.squash_with_log_prob(next_x)
             next_q_values = self._target_critics(replay_data.next_observations, next_actions)
-            next_v_values = next_q_values.min(dim=1, keepdim=True).values - ent_coef * next_log_prob
+            next_v_values = next_q_values.min(dim=1, keepdim=True).values - ent_coef * next_log_prob.unsqueeze(1)
             target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * next_v_values
 
         if self._q_networks is None:
@@ -292,10 +329,10 @@ class ActorCritic(CheckedSAC):
         for q_net in q_networks:
             activations = q_net.evaluate(qvalue_input, use=0)
             current_q = activations[-1]
-            losses.append(F.mse_loss(current_q, target_q_values))
-            # Half the squared error, averaged over the batch
-            grad = (current_q - target_q_values) * (1 / len(current_q))
-            q_net.backward(grad, activations, weights=True, inputs=False)
+            td_error = current_q - target_q_values
+            losses.append((td_error * td_error).mean())
+            # Of half the squared error, averaged over the batch
+            q_net.backward(td_error * (1 / len(td_error)), activations, weights=True, inputs=False)
         return 0.5 * th.stack(losses).sum()
 
     def _update_actor(
@@ -304,13 +341,12 @@ class ActorCritic(CheckedSAC):
         policy_dist: PolicyDistribution,
         x: th.Tensor,
         ent_coef: th.Tensor,
-        latent: list[th.Tensor] | None,
+        trace: Trace | None,
     ) -> dict[str, th.Tensor]:
         entropy_base = self._entropy_base(policy_dist.base)
         # At this draw it is needed for the temperature, and by the pathwise route again, with its graph
         with th.set_grad_enabled(self.needs_rsample and entropy_base is None):
-            actions_pi = policy_dist.squash(x)
-            log_prob_with_graph = policy_dist.log_prob(x, actions_pi)
+            actions_pi, log_prob_with_graph = policy_dist.squash_with_log_prob(x)
         log_prob = log_prob_with_graph.detach()
         metrics = {"entropy": -log_prob.mean()}
         objective = self._objective(
@@ -322,7 +358,7 @@ class ActorCritic(CheckedSAC):
         if entropy_base is not None:
             surrogate = surrogate + ent_coef * entropy_base
             metrics["actor_loss"] += ent_coef * policy_dist.base.log_prob(x).detach().mean()
-        self._backward(-surrogate.mean(), self.actor.optimizer, latent)
+        self._backward(-surrogate.mean(), self.actor.optimizer, trace)
         metrics["actor_grad_norm"] = self._step(self.actor.optimizer, "actor_loss", surrogate.detach().mean())
 
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
@@ -383,24 +419,21 @@ class ActorCritic(CheckedSAC):
 
         return objective
 
-    def _backward(self, loss: th.Tensor, optimizer: th.optim.Optimizer, latent: list[th.Tensor] | None = None) -> None:
+    def _backward(self, loss: th.Tensor, optimizer: th.optim.Optimizer, trace: Trace | None = None) -> None:
         """
         Gradients for one step of an optimizer. Only its own parameters receive them: the actor's step spends no backward pass
         on the critics' weights.
 
         :param loss: Loss, a scalar
         :param optimizer: Optimizer of the parameters to change
-        :param latent: The trace of the actor's ``latent_pi``, if it was kept out of the graph
+        :param trace: What ``_policy`` returned with the actor's policy
         """
-        if latent is None or self._latent_pi is None:
+        if trace is None or self._gaussian_network is None:
             optimizer.zero_grad()
             loss.backward(inputs=self._trainable(optimizer))
         else:
-            params = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in self._latent_pi_ids]
-            for param in params:
-                param.grad = None
-            loss.backward(inputs=[latent[-1], *(param for param in params if param.requires_grad)])
-            self._latent_pi.backward(cast(th.Tensor, latent[-1].grad), latent, weights=True, inputs=False)
+            activations, outputs = trace
+            self._gaussian_network.backward(th.autograd.grad(loss, outputs), activations)
 
     def _step(self, optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, **causes: th.Tensor) -> th.Tensor:
         """
@@ -451,7 +484,14 @@ class ActorCritic(CheckedSAC):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_params", "_target_params", "_q_networks", "_latent_pi", "_latent_pi_ids"]
+        return [
+            *super()._excluded_save_params(),
+            "_params",
+            "_target_params",
+            "_q_networks",
+            "_gaussian_network",
+            "_fused_mlps",
+        ]
 
     @classmethod
     def load(  # type: ignore[override]

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -19,20 +20,25 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACP
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sb3_pathwise.distributions import BetaDistribution, SplitDistribution, SquashedGaussianMixtureDistribution
+from sb3_pathwise.distributions import (
+    BetaDistribution,
+    SplitDistribution,
+    SquashedGaussianMixtureDistribution,
+    policy_distribution,
+)
 from sb3_pathwise.fast import FusedMLP
 
 
-def extract_features(critic: ContinuousCritic, obs: PyTorchObs) -> th.Tensor:
+def extract_features(network: BaseModel, obs: PyTorchObs) -> th.Tensor:
     """
-    :param critic: Critic networks
+    :param network: Critics, or an actor
     :param obs: Observations, batch size B
-    :return: ``critic.extract_features``, without the way there if it leads nowhere, shape (B, features_dim)
+    :return: ``network.extract_features``, without the way there if it leads nowhere, shape (B, features_dim)
     """
-    if type(critic.features_extractor) is FlattenExtractor and isinstance(obs, th.Tensor):
-        if isinstance(critic.observation_space, spaces.Box) and obs.dim() == 2 and obs.dtype == th.float32:
+    if type(network.features_extractor) is FlattenExtractor and isinstance(obs, th.Tensor):
+        if isinstance(network.observation_space, spaces.Box) and obs.dim() == 2 and obs.dtype == th.float32:
             return obs
-    return critic.extract_features(obs, critic.features_extractor)
+    return network.extract_features(obs, cast(BaseFeaturesExtractor, network.features_extractor))
 
 
 def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Tensor], th.Tensor]:
@@ -54,15 +60,17 @@ def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Te
 
     def min_qf(actions: th.Tensor) -> th.Tensor:
         if th.is_grad_enabled() or not all_fused:
-            qvalue_input = th.cat([features.expand(*actions.shape[:-1], -1), actions], dim=-1).flatten(end_dim=1)
+            states = features if len(actions) == 1 else features.repeat(len(actions), 1)
+            qvalue_input = th.cat([states, actions.flatten(end_dim=1)], dim=1)
             if all_fused:
                 min_q_values = MinQValue.apply(qvalue_input, critic.q_networks)
             else:
                 min_q_values = th.cat([q_net(qvalue_input) for q_net in critic.q_networks], dim=1).min(dim=1).values
             return min_q_values.view(actions.shape[:-1])
         # One sample at a time, so that activations stay in the cache, and the state's part of the first layer only once
-        q_nets = [cast(FusedMLP, q_net).given(features) for q_net in critic.q_networks]
-        return th.stack([th.cat([q_net(a) for q_net in q_nets], dim=1).min(dim=1).values for a in actions])
+        q_nets = [(q_net, q_net.first_layer(features)) for q_net in cast(list[FusedMLP], critic.q_networks)]
+        q_values = [[q_net.evaluate(a, use=0, first=first)[-1] for q_net, first in q_nets] for a in actions]
+        return th.stack([th.cat(values, dim=1).min(dim=1).values for values in q_values])
 
     return min_qf
 
@@ -199,8 +207,12 @@ class DistributionPolicy(SACPolicy):
         self.training = mode
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        actions = super()._predict(observation, deterministic)
         action_dist: Any = self.actor.action_dist
+        if type(self.actor) is Actor and type(action_dist) is SquashedDiagGaussianDistribution:
+            # SAC's, without the checks of torch's Normal at its creation, which take as long as the network
+            policy_dist = policy_distribution(self.actor, observation)
+            return policy_dist.squash(policy_dist.base.mean if deterministic else policy_dist.base.rsample())
+        actions = super()._predict(observation, deterministic)
         if deterministic and isinstance(action_dist, SquashedGaussianMixtureDistribution):
             # Of the components' means, the one that the critics like best (as haarnoja/sac did)
             candidates = action_dist.component_means().movedim(1, 0)

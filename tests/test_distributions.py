@@ -13,7 +13,12 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_pathwise import LikelihoodRatioAC
-from sb3_pathwise.distributions import PolicyDistribution, policy_distribution
+from sb3_pathwise.distributions import (
+    PolicyDistribution,
+    SquashedGaussianPolicy,
+    policy_distribution,
+    squashed_gaussian,
+)
 from sb3_pathwise.routes import likelihood_ratio, measure_valued, mixed, pathwise
 
 MakeModel = Callable[..., Any]
@@ -207,3 +212,19 @@ def test_saturated_actions(make_model: MakeModel, distribution: str, tolerance: 
     exact = (2 * (math.log(2) - x.double() - F.softplus(-2 * x.double()))).sum(-1)
     largest = 2 * tolerance if distribution == "squashed_gaussian" else tolerance
     assert (actual - exact).abs().max() < largest
+
+
+@pytest.mark.parametrize("sample_shape", [(), (1,), (3,)])
+def test_one_step_of_the_graph_is_twenty(sample_shape: tuple[int, ...]) -> None:
+    th.manual_seed(0)
+    mean, log_std = th.randn(32, 3, requires_grad=True), (th.randn(32, 3) * 2 - 1).requires_grad_()
+    policy_dist = squashed_gaussian(mean, log_std)
+    x = policy_dist.base.rsample(sample_shape)
+    weights, more = th.randn(*sample_shape, 32), th.randn(*sample_shape, 32, 3)
+    results = []
+    for squash_with_log_prob in (SquashedGaussianPolicy.squash_with_log_prob, PolicyDistribution.squash_with_log_prob):
+        actions, log_prob = squash_with_log_prob(policy_dist, x)
+        loss = (weights * log_prob).sum() + (more * actions).sum()
+        results.append([actions, log_prob, *th.autograd.grad(loss, (mean, log_std), retain_graph=True)])
+    # To the last bit: PathwiseAC would part from SAC otherwise
+    assert all(th.equal(one, other) for one, other in zip(*results, strict=True))

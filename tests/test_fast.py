@@ -13,7 +13,7 @@ from stable_baselines3 import SAC
 from torch import nn
 
 from sb3_pathwise import LikelihoodRatioAC, PathwiseAC
-from sb3_pathwise.fast import FusedMLP, LeanAdam
+from sb3_pathwise.fast import FusedMLP, GaussianNetwork, LeanAdam
 from sb3_pathwise.policies import MinQValue, min_q_function
 
 
@@ -55,14 +55,39 @@ def test_backward_leaves_frozen_weights_alone() -> None:
     assert network[0].bias.grad is not None and not (network[0].bias.grad == 1).all()
 
 
-def test_trace_cuts_the_graph_once() -> None:
-    network = FusedMLP(*make_mlp(3, 8, 8, last_relu=True))
-    x = th.randn(4, 3)
-    trace = network.trace()
-    latent = network(x)
-    assert latent.is_leaf and latent.requires_grad and latent is trace[-1]
-    # The next call is an ordinary one again
-    assert network(x).grad_fn is not None
+@pytest.mark.parametrize("net_arch", [[], [8], [8, 6]])
+def test_gaussian_network_is_autograd(make_model: Callable[..., Any], net_arch: list[int]) -> None:
+    actor = make_model(PathwiseAC, policy_kwargs={"net_arch": net_arch}).actor
+    assert GaussianNetwork.supports(actor)
+    network, grads = GaussianNetwork(actor), [th.randn(16, 2), th.randn(16, 2)]
+    for _ in range(2):
+        obs = th.randn(16, 2)
+        actor.zero_grad()
+        latent = actor.latent_pi(obs)
+        outputs = [actor.mu(latent), actor.log_std(latent)]
+        th.autograd.backward(outputs, grads)
+        expected = [param.grad.clone() for param in actor.parameters()]
+        # Old gradients must not be added to
+        activations, ours = network.evaluate(obs, use=0)
+        network.backward(grads, activations)
+        assert all(th.equal(one, other) for one, other in zip(ours, outputs, strict=True))
+        assert all(th.equal(param.grad, grad) for param, grad in zip(actor.parameters(), expected, strict=True))
+
+
+def test_gaussian_network_takes_no_other(make_model: Callable[..., Any]) -> None:
+    assert not GaussianNetwork.supports(make_model(PathwiseAC, use_sde=True).actor)
+    assert not GaussianNetwork.supports(make_model(PathwiseAC, policy_kwargs={"activation_fn": nn.Tanh}).actor)
+    assert not GaussianNetwork.supports(make_model(PathwiseAC, policy_kwargs={"distribution": "beta"}).actor)
+    assert not GaussianNetwork.supports(make_model(PathwiseAC, env="PointImage-v0", policy="CnnPolicy").actor)
+
+
+def test_first_layer_once(make_model: Callable[..., Any]) -> None:
+    q_net = make_model(PathwiseAC, policy_kwargs={"net_arch": [16, 16]}).critic.q_networks[0]
+    features, actions = th.randn(8, 2), th.randn(8, 2)
+    first = q_net.first_layer(features)
+    for last_inputs in (actions, -actions):
+        outputs = q_net.evaluate(last_inputs, use=0, first=first)[-1]
+        th.testing.assert_close(outputs, q_net(th.cat([features, last_inputs], dim=1)))
 
 
 def test_critics_do_not_share_memory_that_both_need(make_model: Callable[..., Any]) -> None:

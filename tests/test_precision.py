@@ -103,3 +103,20 @@ def test_learns_as_well_as_float32(make_model: Callable[..., Any]) -> None:
         returns.append(sum(episode["r"] for episode in list(model.ep_info_buffer)[-10:]) / 10)
     # Random actions: about -20; learned: about -3 (one seed, 500 steps)
     assert min(returns) > -8, returns
+
+
+def test_casts_follow_the_weights(make_model: Callable[..., Any]) -> None:
+    model = make_model(PathwiseAC, **WIDE).learn(40)
+    network, inputs = model.critic.q_networks[0], th.randn(64, 4)
+    weight = network[2].weight
+    before = network.evaluate(inputs)[-1]
+    with th.no_grad():
+        weight.mul_(2)
+    after = network.evaluate(inputs)[-1]
+    assert th.equal(after, network(inputs)) and not th.equal(after, before)
+    # Behind torch's back, between two calls of train()
+    weight.data.mul_(2)
+    model.replay_buffer = None
+    with pytest.raises(AttributeError):
+        model.train(gradient_steps=1)
+    assert th.equal(network.evaluate(inputs)[-1], network(inputs))
