@@ -99,6 +99,56 @@ def check_descent(model: SAC, name: str, loss: th.Tensor, grad_norm: th.Tensor, 
     raise NonFiniteError("gradient", model, f" (of {name})")
 
 
+class DeferredChecks:
+    """
+    ``check_descent`` without waiting for the device: what is not finite is noted there, and from then on no optimizer takes a
+    step, until the host looks.
+
+    :param device: where the model is
+    """
+
+    def __init__(self, device: th.device) -> None:
+        # Torch's fused optimizers take no step while it is 1 (the name is theirs, from mixed precision)
+        self.found_inf = th.zeros((), device=device)
+        # The losses in their order, and what of them is not finite, the earliest cause first
+        self._flags: dict[tuple[str, str], th.Tensor] = {}
+
+    def check(
+        self, optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, grad_norm: th.Tensor, **causes: th.Tensor
+    ) -> None:
+        """
+        To be called between the backward pass and the optimizer's step.
+
+        :param optimizer: The optimizer, a fused one
+        :param name: Name of the loss
+        :param loss: Loss, a scalar
+        :param grad_norm: Norm of its gradient, a scalar
+        :param causes: Tensors that the loss came from, by name, earliest first
+        """
+        optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
+        for quantity, tensor in (causes | {name: loss, "gradient": grad_norm}).items():
+            flag = self._flags.setdefault((name, quantity), th.zeros_like(self.found_inf))
+            # The sum shows it
+            flag.copy_(th.maximum(flag, (~th.isfinite(tensor.sum())).to(flag.dtype)))
+            self.found_inf.copy_(th.maximum(self.found_inf, flag))
+
+    def raise_if_any(self, model: SAC) -> None:
+        """
+        To be called by the host, which waits for the device.
+
+        :param model: The model in training
+        :raises NonFiniteError: if something was not finite, naming the earliest quantity
+        """
+        if not self.found_inf.item():
+            return
+        found = [key for key, flag in self._flags.items() if flag.item()]
+        self.found_inf.zero_()
+        for flag in self._flags.values():
+            flag.zero_()
+        name, quantity = found[0]
+        raise NonFiniteError(quantity, model, "" if quantity == name else f" (seen in {name})")
+
+
 class CheckedSAC(SAC):
     """SAC whose observations, rewards and actions are checked on their way to the replay buffer and the environment."""
 

@@ -168,12 +168,12 @@ class FusedMLP(nn.Sequential):
     def _buffer(
         self, use: object, layer: int, shape: tuple[int, ...], like: th.Tensor, dtype: th.dtype | None = None
     ) -> th.Tensor:
-        n_rows, n_columns = shape
-        key = (use, layer, n_columns, dtype or like.dtype)
+        # By its exact shape, and for ever: graphs of the device know its address
+        key = (use, layer, *shape, dtype or like.dtype)
         buffer = self.memory.get(key)
-        if buffer is None or len(buffer) < n_rows:
+        if buffer is None:
             buffer = self.memory[key] = like.new_empty(shape, dtype=dtype)
-        return buffer if len(buffer) == n_rows else buffer[:n_rows]
+        return buffer
 
 
 # By its name in C++: the gradient of a ReLU, into given memory
@@ -322,6 +322,17 @@ def warn_if_slow(dtype: th.dtype, device: th.device) -> None:
         )
 
 
+def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
+    """
+    :param optimizer: Any optimizer
+    :return: Whether it is torch's Adam with one group and no variants
+    """
+    variants = ("weight_decay", "amsgrad", "maximize", "differentiable", "capturable", "fused")
+    if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
+        return False
+    return not any(optimizer.param_groups[0][variant] for variant in variants)
+
+
 class LeanAdam(Adam):
     """
     Torch's Adam, stripped to the case that reinforcement learning uses: one group, no weight decay, no variants.
@@ -346,12 +357,9 @@ class LeanAdam(Adam):
         :param optimizer: Any optimizer
         :return: A lean one in its place and state, or ``optimizer`` itself if it is more than plain Adam
         """
-        variants = ("weight_decay", "amsgrad", "maximize", "differentiable", "capturable", "fused")
-        if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
+        if not is_plain_adam(optimizer):
             return optimizer
         (group,) = optimizer.param_groups
-        if any(group[variant] for variant in variants):
-            return optimizer
         lean = cls(group["params"], lr=group["lr"], betas=group["betas"], eps=group["eps"])
         lean.load_state_dict(optimizer.state_dict())
         return lean
@@ -469,13 +477,14 @@ def _views(flat: th.Tensor, params: list[th.Tensor]) -> list[th.Tensor]:
 
 
 @functools.lru_cache
-def scalar(value: float, dtype: th.dtype) -> th.Tensor:
+def scalar(value: float, dtype: th.dtype, device: th.device | None = None) -> th.Tensor:
     """
     A number as a tensor. Torch would convert a plain one anew, in a microsecond or two, each time that it is added to or
     multiplied with a tensor.
 
     :param value: the number
     :param dtype: dtype of the tensors that it meets
+    :param device: where, if not on the CPU, from where it may meet tensors of any device but in ``th._foreach`` functions
     :return: shape ()
     """
-    return th.tensor(value, dtype=dtype)
+    return th.tensor(value, dtype=dtype, device=device)

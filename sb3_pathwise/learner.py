@@ -7,6 +7,7 @@ What differs between the algorithms is one method, ``ActorCritic.actor_surrogate
 import inspect
 import io
 import itertools
+import logging
 import pathlib
 import statistics
 from abc import abstractmethod
@@ -23,8 +24,9 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
-from sb3_pathwise.alarms import CheckedSAC, check_descent, warn_of_traps
+from sb3_pathwise.alarms import CheckedSAC, DeferredChecks, check_descent, warn_of_traps
 from sb3_pathwise.arguments import check_arguments, check_early_arguments
+from sb3_pathwise.cuda_graph import CapturableAdam, GraphedUpdate, reason_not_to_capture, sample_on_host
 from sb3_pathwise.distributions import PolicyDistribution, policy_distribution, squashed_gaussian
 from sb3_pathwise.fast import (
     PRECISIONS,
@@ -142,10 +144,17 @@ class ActorCritic(CheckedSAC):
             extractors = {self.actor.features_extractor, self.critic.features_extractor, self.critic_target.features_extractor}
             for extractor in extractors:
                 autocast_module(extractor, dtype)
-        self.actor.optimizer = LeanAdam.of(self.actor.optimizer)
-        self.critic.optimizer = LeanAdam.of(self.critic.optimizer)
+        reason = reason_not_to_capture(self)
+        if reason is not None and self.device.type == "cuda":
+            logging.getLogger(__name__).info("The update is not replayed as a CUDA graph: %s", reason)
+        adam: type[LeanAdam | CapturableAdam] = CapturableAdam if reason is None else LeanAdam
+        self.actor.optimizer = adam.of(self.actor.optimizer)
+        self.critic.optimizer = adam.of(self.critic.optimizer)
         if self.ent_coef_optimizer is not None:
-            self.ent_coef_optimizer = LeanAdam.of(self.ent_coef_optimizer)
+            self.ent_coef_optimizer = adam.of(self.ent_coef_optimizer)
+        self._graphed_update: GraphedUpdate | None = None
+        if reason is None:
+            self._graphed_update = GraphedUpdate(self, self._update, DeferredChecks(self.device))
         # What is differentiated by hand: networks whose inputs need no gradient
         self._q_networks = fused_q_networks(self.critic)
         self._gaussian_network = GaussianNetwork(self.actor) if GaussianNetwork.supports(self.actor) else None
@@ -202,18 +211,16 @@ class ActorCritic(CheckedSAC):
         self._update_learning_rate(optimizers)
         for network in self._fused_mlps:
             network.forget_casts()
+        if self._graphed_update is not None:
+            self._graphed_update.follow_schedules()
 
         metrics: dict[str, list[th.Tensor]] = defaultdict(list)
         for gradient_step in range(gradient_steps):
-            replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+            replay_data = self._sample(batch_size)
             update_actor = (self._n_updates + gradient_step) % self.policy_delay == 0
             update_targets = gradient_step % self.target_update_interval == 0
-            if isinstance(replay_data.observations, th.Tensor) and replay_data.observations.dtype == th.float64:
-                # Once, instead of at each of five uses
-                replay_data = replay_data._replace(
-                    observations=replay_data.observations.float(), next_observations=replay_data.next_observations.float()
-                )
-            for name, value in self._update(replay_data, update_actor, update_targets).items():
+            update = self._graphed_update or self._update
+            for name, value in update(replay_data, update_actor, update_targets).items():
                 metrics[name].append(value)
 
         self._n_updates += gradient_steps
@@ -221,7 +228,22 @@ class ActorCritic(CheckedSAC):
         flat = iter(th.stack(list(itertools.chain(*metrics.values()))).tolist())
         for name, values in metrics.items():
             self.logger.record(f"train/{name}", statistics.fmean(itertools.islice(flat, len(values))))
+        if self._graphed_update is not None:
+            self._graphed_update.checks.raise_if_any(self)
         warn_of_traps(self, gradient_steps)
+
+    def _sample(self, batch_size: int) -> ReplayBufferSamples:
+        assert self.replay_buffer is not None
+        if self._graphed_update is None:
+            samples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        else:
+            samples = sample_on_host(self.replay_buffer, batch_size, self._vec_normalize_env)
+        if isinstance(samples.observations, th.Tensor) and samples.observations.dtype == th.float64:
+            # Once, instead of at each of five uses
+            return samples._replace(
+                observations=samples.observations.float(), next_observations=samples.next_observations.float()
+            )
+        return samples
 
     def _update(self, replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool) -> dict[str, th.Tensor]:
         """
@@ -367,7 +389,7 @@ class ActorCritic(CheckedSAC):
             assert isinstance(self.target_entropy, float)
             self.log_ent_coef.grad = -(log_prob + self.target_entropy).mean().reshape(1)
             metrics["ent_coef_loss"] = (self.log_ent_coef.detach() * self.log_ent_coef.grad).squeeze()
-            check_descent(self, "ent_coef_loss", metrics["ent_coef_loss"], self.log_ent_coef.grad)
+            self._check(self.ent_coef_optimizer, "ent_coef_loss", metrics["ent_coef_loss"], self.log_ent_coef.grad)
             self.ent_coef_optimizer.step()
         return metrics
 
@@ -452,11 +474,19 @@ class ActorCritic(CheckedSAC):
         else:
             grads = [param.grad for param in params if param.grad is not None]
         grad_norm = th.linalg.vector_norm(grads[0]) if len(grads) == 1 else th.nn.utils.get_total_norm(grads)
-        check_descent(self, name, loss, grad_norm, **causes)
+        self._check(optimizer, name, loss, grad_norm, **causes)
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(params, self.max_grad_norm, grad_norm)
         optimizer.step()
         return grad_norm
+
+    def _check(
+        self, optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, grad_norm: th.Tensor, **causes: th.Tensor
+    ) -> None:
+        if self._graphed_update is None:
+            check_descent(self, name, loss, grad_norm, **causes)
+        else:
+            self._graphed_update.checks.check(optimizer, name, loss, grad_norm, **causes)
 
     @staticmethod
     def _trainable(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
@@ -465,7 +495,7 @@ class ActorCritic(CheckedSAC):
     def _update_targets(self) -> None:
         with th.no_grad():
             # polyak_update() with one call for all tensors, rounded alike
-            th._foreach_mul_(self._target_params, scalar(1 - self.tau, self._target_params[0].dtype))
+            th._foreach_mul_(self._target_params, scalar(1 - self.tau, self._target_params[0].dtype, self.device))
             th._foreach_add_(self._target_params, self._params, alpha=self.tau)
         # Running statistics of batch norm are copied, see SB3 #996
         polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
