@@ -16,7 +16,9 @@ from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.sac.policies import CnnPolicy, MultiInputPolicy
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -139,6 +141,7 @@ def check_arguments(model: SAC) -> None:
     for name, rule in _POLICY_RULES.items():
         if name in model.policy_kwargs:
             _check(name, model.policy_kwargs[name], rule)
+    _check_observation_space(model)
     _check_action_space(model)
     _check_replay_buffer(model)
 
@@ -147,6 +150,29 @@ def _check(name: str, value: Any, rule: Rule) -> None:
     suits, description = rule
     if not suits(value):
         raise ValueError(f"{name} must be {description}, got {value!r}.")
+
+
+def _check_observation_space(model: SAC) -> None:
+    space, policy = model.observation_space, model.policy_class
+    has_own_extractor = policy in model.policy_aliases.values() and "features_extractor_class" not in model.policy_kwargs
+    if has_own_extractor and issubclass(policy, CnnPolicy) and not isinstance(space, spaces.Box):
+        raise ValueError(f"policy: CnnPolicy needs images, got {space}; use MlpPolicy, or MultiInputPolicy for Dict spaces.")
+    normalized_image = not model.policy_kwargs.get("normalize_images", True)
+    sees_images = has_own_extractor and issubclass(policy, MultiInputPolicy if isinstance(space, spaces.Dict) else CnnPolicy)
+    # What SB3's buffers and its preprocessing cannot take
+    for part in space.spaces.values() if isinstance(space, spaces.Dict) else [space]:
+        if isinstance(part, spaces.Box) and part.shape == ():
+            raise ValueError(f"The observation space must have a dimension, got {part} of shape (). Use shape (1,).")
+        if isinstance(part, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(part.start != 0):
+            raise ValueError(f"The observation space must count from 0, got {part}. Subtract its start in the environment.")
+        if isinstance(part, spaces.MultiDiscrete) and part.nvec.ndim > 1:
+            raise ValueError(f"The observation space must be a vector, got {part}. Flatten it in the environment.")
+        is_image = isinstance(part, spaces.Box) and is_image_space(part, normalized_image=normalized_image)
+        if sees_images and is_image and min(part.shape[1:]) < 36:  # type: ignore[index]
+            raise ValueError(
+                f"policy: {policy.__name__} needs images of at least 36 x 36 pixels, got {part}. Enlarge them, or give a "
+                "features_extractor_class. With normalize_images=False, whatever has three dimensions is an image."
+            )
 
 
 def _check_action_space(model: SAC) -> None:
@@ -180,3 +206,8 @@ def _check_replay_buffer(model: SAC) -> None:
             raise ValueError(f"replay_buffer_class=HerReplayBuffer needs observations with {sorted(goal_keys)}, got {space}.")
     if model.optimize_memory_usage and model.n_steps > 1 and buffer_class is None:
         raise ValueError("optimize_memory_usage=True cannot be combined with n_steps > 1. Leave out one of the two.")
+    if model.optimize_memory_usage and model.buffer_size // model.n_envs < 2:
+        raise ValueError(
+            f"buffer_size must be at least twice the number of environments with optimize_memory_usage=True, got "
+            f"{model.buffer_size} for {model.n_envs}."
+        )
