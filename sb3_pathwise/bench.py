@@ -36,6 +36,8 @@ from sb3_pathwise import __version__
 REFERENCE = "sac"
 PARTS = ("acting", "env", "sampling", "critic", "actor", "rest")
 IMAGES = "images"
+# These have no policy for images
+NOT_FOR_IMAGES = ("crossq", "sbx_sac")
 EXIT_BAD_INPUT = 2
 
 
@@ -106,7 +108,7 @@ def make_model(algo: str, env_id: str, n_envs: int = 1, width: int | None = None
     :param n_envs: number of environments
     :param width: of both hidden layers, if not the algorithm's default
     :param kwargs: arguments of the algorithm
-    :return: the model, on the CPU, its first 100 steps without learning
+    :return: the model, on the CPU unless ``kwargs`` say otherwise, its first 100 steps without learning
     :raises ModuleNotFoundError: if the package of the algorithm is not installed
     """
     implementation = IMPLEMENTATIONS[algo]
@@ -225,20 +227,23 @@ def measure(
     return measurements
 
 
-def product_rate(dtype: th.dtype = th.float32, threads: int = 1, size: int = 256) -> float:
+def product_rate(dtype: th.dtype = th.float32, threads: int = 1, size: int = 256, device: str = "cpu") -> float:
     """
     :param dtype: of the matrices
     :param threads: torch's threads
+    :param device: where they are
     :param size: rows and columns
     :return: multiplications and additions per second in products of square matrices, the median of several trials
     """
     with torch_threads(threads), th.no_grad():
-        left, right, out = (th.rand(size, size).to(dtype) for _ in range(3))
+        left, right, out = (th.rand(size, size).to(device, dtype) for _ in range(3))
         trials = []
         for _ in range(7):
             start = time.perf_counter()
             for _ in range(50):
                 th.mm(left, right, out=out)
+            # Waits for the device
+            out[0, 0].item()
             trials.append(50 * 2 * size**3 / (time.perf_counter() - start))
     return statistics.median(trials)
 
@@ -291,12 +296,13 @@ def train_and_print_memory(algo: str, env_id: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
-def measure_scaling(env_id: str, algos: Iterable[str], n_updates: int, quick: bool) -> list[dict[str, Any]]:
+def measure_scaling(env_id: str, algos: Iterable[str], n_updates: int, quick: bool, device: str) -> list[dict[str, Any]]:
     """
     :param env_id: the environment
     :param algos: which of the algorithms to measure
     :param n_updates: updates in each of three repetitions
     :param quick: two values of each variable only
+    :param device: where the models are
     :return: a row for each variable, value and algorithm, with the milliseconds of an update, and of a step of all
         environments with what it learns from them
     """
@@ -307,7 +313,7 @@ def measure_scaling(env_id: str, algos: Iterable[str], n_updates: int, quick: bo
             for algo in varied:
                 if algo in algos:
                     kwargs: dict[str, Any] = {"gradient_steps": -1} if variable == "n_envs" else {}
-                    models[algo] = make_model(algo, env_id, **kwargs | {variable: value})
+                    models[algo] = make_model(algo, env_id, device=device, **kwargs | {variable: value})
             n_steps = max(n_updates // value, 2) if variable == "gradient_steps" else n_updates
             results = measure(models, env_id, 1, n_steps, repetitions=3)
             for algo, model in models.items():
@@ -440,13 +446,16 @@ def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str,
     for threads in options.threads:
         for env_id in options.envs:
             notify(f"speed: {env_id}, threads: {threads}")
-            models = {algo: make_model(algo, env_id) for algo in algos}
+            models = {algo: make_model(algo, env_id, device=options.device) for algo in algos}
             measurements += measure(models, env_id, threads, options.steps, options.repetitions)
             for algo in ("sac", "pathwise_ac", "pathwise_ac_bfloat16"):
                 if algo in models:
                     operations[env_id, algo] = product_operations(models[algo], models[algo].batch_size)
     rates = {
-        threads: {name: product_rate(dtype, threads) for name, dtype in (("float32", th.float32), ("bfloat16", th.bfloat16))}
+        threads: {
+            name: product_rate(dtype, threads, device=options.device)
+            for name, dtype in (("float32", th.float32), ("bfloat16", th.bfloat16))
+        }
         for threads in options.threads
     }
     speed = summarize(measurements)
@@ -457,17 +466,17 @@ def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str,
     memory: dict[str, dict[str, float]] = {}
     for env_id in [] if options.no_memory else [*options.envs, IMAGES]:
         notify(f"memory: {env_id}")
-        # CrossQ has no policy for images
-        measured = [algo for algo in algos if not (algo == "crossq" and env_id == IMAGES)]
+        measured = [algo for algo in algos if not (env_id == IMAGES and algo in NOT_FOR_IMAGES)]
         memory[env_id] = {algo: measure_memory(algo, env_id) for algo in measured}
     scaling = []
     if not options.no_scaling:
         notify(f"scaling: {options.envs[0]}")
-        scaling = measure_scaling(options.envs[0], algos, options.steps, options.quick)
+        scaling = measure_scaling(options.envs[0], algos, options.steps, options.quick, options.device)
     return {
         "version": __version__,
         "torch": th.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {th.backends.cpu.get_cpu_capability()}",
+        "device": options.device,
         "repetitions": options.repetitions,
         "steps": options.steps,
         "products_per_second": rates,
@@ -493,13 +502,14 @@ def make_parser() -> argparse.ArgumentParser:
     """:return: The command's parser"""
     parser = argparse.ArgumentParser(
         prog="sb3-pathwise bench",
-        description="Measure time and memory of our algorithms and of others, in turn within one run, on the CPU.",
+        description="Measure time and memory of our algorithms and of others, in turn within one run.",
     )
     parser.add_argument("--algos", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS), metavar="ALGO")
     parser.add_argument("--envs", nargs="+", metavar="ENV", help="default: HalfCheetah-v5 Pendulum-v1")
     parser.add_argument("--threads", nargs="+", type=positive, metavar="N", help="torch's threads (default: 1 2)")
     parser.add_argument("--repetitions", type=positive, metavar="N", help="turns of every algorithm (default: 10)")
     parser.add_argument("--steps", type=positive, metavar="N", help="steps of the environment per turn (default: 100)")
+    parser.add_argument("--device", default="cpu", help="torch's, such as cuda (memory is always that of the CPU)")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for every algorithm")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how cost grows")
     parser.add_argument("--quick", action="store_true", help="Pendulum-v1, 1 thread, 3 turns of 30 steps: minutes become one")
@@ -511,7 +521,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """
     :param argv: the arguments, without the program's name; ``None``: those of the process
-    :return: exit code: 0, or 2 if there is no such environment
+    :return: exit code: 0, or 2 if there is no such environment or device
     """
     options = make_parser().parse_args(argv)
     if options.memory_of:
@@ -529,6 +539,12 @@ def main(argv: list[str] | None = None) -> int:
         except gym.error.Error as error:
             console.print(f"sb3-pathwise bench: error: --envs {env_id}: {error}", style="red", markup=False)
             return EXIT_BAD_INPUT
+    try:
+        th.empty(0, device=options.device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        console.print(f"sb3-pathwise bench: error: --device {options.device}: {reason}", style="red", markup=False)
+        return EXIT_BAD_INPUT
     options.output.mkdir(parents=True, exist_ok=True)
     report = run(options, lambda line: console.print(line, style="dim"))
     (options.output / "bench.json").write_text(json.dumps(report, indent=1))

@@ -101,6 +101,11 @@ def test_bad_arguments(arguments: list[str]) -> None:
     assert exit_info.value.code == 2
 
 
+def test_unknown_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--envs", "Pendulum-v1", "--device", "no_such_device"]) == 2
+    assert "--device no_such_device" in capsys.readouterr().out
+
+
 def test_unknown_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--envs", "NoSuchEnv-v0"]) == 2
     assert "--envs NoSuchEnv-v0" in capsys.readouterr().out
