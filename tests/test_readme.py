@@ -69,6 +69,18 @@ def test_ten_lines() -> None:
     assert code[code.index("for ") :].replace("5_000", "timesteps") in quickstart
 
 
+def test_resume(tmp_path: Path) -> None:
+    """The code, twice, with fewer steps: the second process goes on where the first was saved."""
+    code = next(code for code in CODE if "resume" in code)
+    short = (
+        code.replace("20_000", "450").replace("2_000", "200").replace("model.learn", "print(model.num_timesteps)\nmodel.learn")
+    )
+    for begin in ("0", "400"):
+        command = [sys.executable, "-c", short]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ, cwd=tmp_path)
+        assert done.stdout.split() == [begin], done.stderr
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_of_the_mean_vanishes(seed: int) -> None:
     th.manual_seed(seed)
@@ -148,6 +160,21 @@ def test_demo_results() -> None:
     assert shown.keys() == measured.keys()
     for key, value in shown.items():
         assert value == float(f"{measured[key]:.1f}")
+
+
+def test_results() -> None:
+    with (ROOT / "examples" / "figures" / "Pendulum-v1" / "results.csv").open(newline="") as file:
+        measured = {
+            (row["algorithm"], row["seed"]): float(row["return_mean"])
+            for row in csv.DictReader(file)
+            if row["step"] == "20000"
+        }
+    rows = table("| algorithm | final return |")
+    assert {row["algorithm"].strip("`") for row in rows} == {algorithm for algorithm, _ in measured}
+    for row in rows:
+        of_seeds = [measured[row["algorithm"].strip("`"), seed] for seed in "01234"]
+        assert [row[f"seed {seed}"] for seed in "01234"] == [f"{value:.1f}" for value in of_seeds]
+        assert row["final return"] == f"{np.mean(sorted(of_seeds)[1:-1]):.1f}"
 
 
 def test_commands_of_the_command_line() -> None:
