@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 EPISODE_STEPS = 10
+HELD_SEED = 2
 
 
 class ReachEnv(gym.Env):
@@ -23,20 +24,26 @@ class ReachEnv(gym.Env):
     :param noise: Standard deviation of the displacement
     :param seconds: How long a step takes
     :param reward_scale: What the reward is multiplied with
+    :param hold: A path; while a file is there, training with ``HELD_SEED`` does not begin, and says so in ``<hold>-reached``
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, noise: float = 0.1, seconds: float = 0.0, reward_scale: float = 1.0) -> None:
+    def __init__(self, noise: float = 0.1, seconds: float = 0.0, reward_scale: float = 1.0, hold: str = "") -> None:
         self.observation_space = gym.spaces.Box(-10.0, 10.0, (1,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.noise = noise
         self.seconds = seconds
         self.reward_scale = reward_scale
+        self.hold = hold
         self.n_steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
+        if self.hold and seed == HELD_SEED:
+            Path(f"{self.hold}-reached").touch()
+            while Path(self.hold).exists():
+                time.sleep(0.02)
         self.position = self.np_random.uniform(-3.0, 3.0)
         return self._observation(), {}
 

@@ -4,6 +4,7 @@ Where runs are executed: joblib's processes on this machine, or a Dask cluster. 
 What is done with the outcomes, and what the user sees meanwhile, is decided elsewhere.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -95,8 +97,24 @@ class SharedProgress:
         return True
 
 
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    # Processes and threads that are started meanwhile inherit this, and keep it: Ctrl-C reaches every process of the terminal,
+    # but the parent is the one to react, and stops its workers
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Its start, which joblib's workers need, would end the mask
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _prepare_worker(parent: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent is the one to react, and stops its workers
+    # On Windows there is no mask to inherit
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -162,13 +180,15 @@ class LocalEngine:
             alone = not queue
             batch, queue = ([suspects.pop(0)], []) if alone else (queue, [])
             steps[batch] = -1
-            self._executor = ProcessPoolExecutor(
-                max_workers=min(self.jobs, len(batch)),
-                env=self._env,
-                initializer=_prepare_worker,
-                initargs=(os.getpid(),),
-            )
-            pending = {self._executor.submit(execute, runs[index], SharedProgress(path, index)): index for index in batch}
+            with _interrupts_held_back():
+                self._executor = ProcessPoolExecutor(
+                    max_workers=min(self.jobs, len(batch)),
+                    env=self._env,
+                    initializer=_prepare_worker,
+                    initargs=(os.getpid(),),
+                )
+                submit = self._executor.submit
+                pending = {submit(execute, runs[index], SharedProgress(path, index)): index for index in batch}
             for index, future in _drain(pending, look):
                 error = future.exception()
                 if error is None:
