@@ -110,12 +110,12 @@ class Trainee:
         self.name, self.folder = cls.__name__, folder / cls.__name__
         self.model = cls(env=self.make_env(), **{"policy": "MlpPolicy"} | COMMON | kwargs)
         self.model.set_logger(configure(str(self.folder), ["csv", "json", "tensorboard"]))
-        probe = GradientProbeCallback(every=2_000, n_probes=8)
-        routes = {"gaussian_mixture": ("likelihood_ratio",)}.get(self.model.policy_kwargs.get("distribution", ""))
+        mixture = self.model.policy_kwargs.get("distribution") == "gaussian_mixture"
+        routes = ("likelihood_ratio",) if mixture else ("pathwise", "likelihood_ratio")
         self.callbacks = [
-            ExactCheckpointCallback(self.folder / "checkpoints", every=2_000),
+            ExactCheckpointCallback(self.folder / "checkpoints", every=STEPS // 2),
             EvalCallback(self.make_env(), eval_freq=1_000, n_eval_episodes=2, verbose=0, warn=False),
-            *([probe] if routes is None else []),
+            GradientProbeCallback(every=2_000, routes=routes, n_probes=8),
         ]
 
     def learn(self) -> tuple[float, float]:
@@ -157,6 +157,9 @@ def soak(minutes: float, warm_up: float, folder: Path) -> bool:
             n_updates = sum(trainee.model._n_updates for trainee in trainees)
             print(f"{passed:5.1f} min  {n_updates:9,d} updates  {resident_megabytes():7.1f} MiB", flush=True)
 
+    if len(memory) < 3:
+        print(f"{len(memory)} rounds since the warm-up say nothing: give it more minutes")
+        return False
     growth = memory[-1] / memory[0] - 1
     print(f"resident memory: {memory[0]:.1f} MiB after {warm_up:g} min, {memory[-1]:.1f} MiB in the end: {growth:+.2%}")
     good = abs(growth) <= 0.02
@@ -179,6 +182,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--warm-up", type=float, default=10.0)
     arguments = parser.parse_args()
+    if not 0 <= arguments.warm_up < arguments.minutes:
+        parser.error("--warm-up must be shorter than --minutes")
     th.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
