@@ -44,6 +44,27 @@ def test_split_adds_up(monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
     assert watch.seconds["train"] == pytest.approx(3 * (4 + 8 + 16))
 
 
+def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    model = make_model("pathwise_ac", "Pendulum-v1", width=16, gradient_steps=2)
+    sample, step = model.replay_buffer.sample, model.env.step
+
+    def slow_sample(*args: Any, **kwargs: Any) -> Any:
+        clock[0] += 3
+        return sample(*args, **kwargs)
+
+    def slow_step(*args: Any) -> Any:
+        clock[0] += 4
+        return step(*args)
+
+    monkeypatch.setattr(model.replay_buffer, "sample", slow_sample)
+    monkeypatch.setattr(model.env, "step", slow_step)
+    measurements = bench.measure({"a": model}, "Pendulum-v1", 1, n_steps=3, repetitions=2)
+    assert [measurement.update_ms for measurement in measurements] == pytest.approx([3000, 3000])
+    assert [measurement.steps_per_second for measurement in measurements] == pytest.approx([1 / 10, 1 / 10])
+
+
 def test_product_operations() -> None:
     model = make_model("pathwise_ac", "Pendulum-v1", width=32)
     # Pendulum: 3 observations, 1 action
