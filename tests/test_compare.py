@@ -472,8 +472,12 @@ def test_an_interrupt_does_not_reach_workers_that_are_just_starting(tmp_path: Pa
         return workers
 
     wait_until(started, process)
-    # From their first moment on, long before they run any code of ours
-    os.kill(workers[0], signal.SIGINT)
+    # From its first moment on, long before it runs any code of ours
+    first = workers[0]
+    for _ in range(20):
+        os.kill(first, signal.SIGINT)
+        time.sleep(0.02)
+    assert first in started()
     text, _ = process.communicate(timeout=240)
     assert process.returncode == 0 and "Traceback" not in text
     assert len(returns(tmp_path / "results")) == len(ALGOS) * SEEDS * 4

@@ -313,6 +313,13 @@ def test_a_covered_curve_is_seen() -> None:
     assert width["a"] > width["b"] == width["c"]
 
 
+def test_a_probability_of_improvement_over_an_equal_has_no_interval() -> None:
+    same, other = [1.0, 2.0, 3.0, 4.0], [0.5, 2.5, 2.0, 3.0]
+    figure = figures.improvements(statistics_of({"a": same, "b": same, "c": other}), ENV, palette.styles([*"abc"]))
+    # The line at 50 %, a mark for each of the others, and the interval of one
+    assert len(figure.axes[0].lines) == 4
+
+
 def test_one_algorithm() -> None:
     verdict = verdict_of({"a": [1.0, 2.0, 3.0]})
     assert verdict.headline == f"a on {ENV}" and len(verdict.facts) == 1

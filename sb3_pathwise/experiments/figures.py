@@ -202,9 +202,11 @@ def improvements(statistics: Statistics, environment: str, looks: dict[str, Styl
     axes = figure.add_subplot()
     axes.axvline(50, color="#8c8c8c", linewidth=1)
     for row, other in enumerate(others[::-1]):
-        found = statistics.find_duel(environment, leader, other).improvement
-        ends = [None if end is None else 100 * end for end in (found.low, found.high)]
-        _interval(axes, row, Estimate(100 * found.point, *ends), looks[leader])
+        found = statistics.find_duel(environment, leader, other)
+        improvement = found.improvement
+        # One sample, seen twice, has no interval of its own
+        ends = [None if end is None or found.equal else 100 * end for end in (improvement.low, improvement.high)]
+        _interval(axes, row, Estimate(100 * improvement.point, *ends), looks[leader])
     _rows(axes, names)
     axes.set_xlim(0, 101)
     axes.set_xlabel("probability of improvement, %")
