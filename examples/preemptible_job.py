@@ -14,8 +14,7 @@ import signal
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_pathwise import PathwiseAC
-from sb3_pathwise.persistence import ExactCheckpointCallback, resume
+from sb3_pathwise import ExactCheckpointCallback, PathwiseAC, resume
 
 
 class PrintEpisodes(BaseCallback):
