@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 
@@ -111,8 +112,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_memory_of_a_process() -> None:
-    # Python, torch and SB3 alone take more than 100 MB
-    assert 100 < bench.measure_memory("pathwise_ac", "Pendulum-v1") < 5_000
+    # Python, torch and SB3 alone take more than 100 MB; what this process holds does not count
+    ballast = np.ones(2**27)
+    assert 100 < bench.measure_memory("pathwise_ac", "Pendulum-v1") < ballast.nbytes / 2**20
 
 
 @pytest.mark.parametrize("arguments", [["--algos", "unknown"], ["--steps", "0"], ["--repetitions", "x"]])
