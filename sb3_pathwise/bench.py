@@ -32,9 +32,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
 from sb3_pathwise import __version__
+from sb3_pathwise.experiments.palette import MARKERS, colour
 
 REFERENCE = "sac"
 PARTS = ("acting", "env", "sampling", "critic", "actor", "rest")
+# Okabe and Ito's
+PART_COLOURS = ("#56B4E9", "#F0E442", "#009E73", "#0072B2", "#D55E00", "#999999")
 IMAGES = "images"
 # These have no policy for images
 NOT_FOR_IMAGES = ("crossq", "sbx_sac")
@@ -407,31 +410,52 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
     groups = list(dict.fromkeys((row["env"], row["threads"]) for row in report["speed"]))
     variables = list(dict.fromkeys(row["variable"] for row in report["scaling"]))
-    n_columns = max(len(groups), len(variables))
-    figure = Figure(figsize=(4.5 * n_columns, 8 if variables else 4), layout="constrained")
-    axes = figure.subplots(2 if variables else 1, n_columns, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, (env_id, threads) in zip(axes[0], groups, strict=False):
-        ax.set_axis_on()
-        rows = [row for row in report["speed"] if (row["env"], row["threads"]) == (env_id, threads)]
-        left = np.zeros(len(rows))
-        for part in PARTS:
-            widths = np.array([row["split"][part] for row in rows])
-            ax.barh([row["algo"] for row in rows], widths, left=left, label=part)
-            left += widths
-        ax.set(title=f"{env_id}, threads: {threads}", xlabel="milliseconds per step")
-        ax.invert_yaxis()
-    axes[0][0].legend(fontsize="small")
-    for ax, variable in zip(axes[-1] if variables else [], variables, strict=False):
-        ax.set_axis_on()
-        rows = [row for row in report["scaling"] if row["variable"] == variable]
-        for algo in dict.fromkeys(row["algo"] for row in rows):
-            mine = [row for row in rows if row["algo"] == algo]
-            ax.plot([row["value"] for row in mine], [row["update_ms"] for row in mine], marker="o", label=algo)
-        ax.set(xscale="log", yscale="log", xlabel=variable, ylabel="milliseconds per update")
-        ax.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    figure = Figure(figsize=(13, 7.5 if variables else 4), layout="constrained")
+    rows_of_axes = figure.subfigures(2 if variables else 1, 1, squeeze=False, height_ratios=[5, 4][: 1 + bool(variables)])
+    for ax, (env_id, threads) in zip(rows_of_axes[0, 0].subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        _draw_split(ax, [row for row in report["speed"] if (row["env"], row["threads"]) == (env_id, threads)])
+        ax.set_title(f"{env_id}, {threads} thread{'s' * (threads > 1)}")
+        ax.set_xlabel("milliseconds per step; times the speed of SAC")
+    bars = rows_of_axes[0, 0].axes[0].get_legend_handles_labels()
+    rows_of_axes[0, 0].legend(*bars, loc="outside upper center", ncols=len(PARTS), frameon=False)
+    if variables:
+        for ax, variable in zip(rows_of_axes[1, 0].subplots(1, len(variables), squeeze=False)[0], variables, strict=True):
+            _draw_growth(ax, [row for row in report["scaling"] if row["variable"] == variable])
+            ax.set(xlabel=variable, ylim=(0, None))
+        rows_of_axes[1, 0].axes[0].set_ylabel("milliseconds per update")
+        labels = {line.get_label(): line for ax in rows_of_axes[1, 0].axes for line in ax.get_lines()}
+        rows_of_axes[1, 0].legend(labels.values(), labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_split(ax: Any, rows: list[dict[str, Any]]) -> None:
+    totals = [sum(row["split"].values()) for row in rows]
+    reference = next((total for row, total in zip(rows, totals, strict=True) if row["algo"] == REFERENCE), max(totals))
+    # One that is many times slower would leave no room for the others
+    limit = 1.4 * max(total for total in totals if total <= 3 * reference)
+    left = np.zeros(len(rows))
+    for part, part_colour in zip(PARTS, PART_COLOURS, strict=True):
+        widths = np.array([row["split"][part] for row in rows])
+        ax.barh([row["algo"] for row in rows], widths, left=left, label=part, color=part_colour)
+        left += widths
+    for place, (row, total) in enumerate(zip(rows, totals, strict=True)):
+        text = f"{total:.1f} ms" + (f"; x{row['ratio']:.2f}" if "ratio" in row else "")
+        beyond = total > limit
+        ax.text(min(total, limit) * 0.99 if beyond else total + 0.01 * limit, place, text, va="center", fontsize="small")
+        if beyond:
+            ax.texts[-1].set(ha="right", color="white")
+    ax.set_xlim(0, limit)
+    ax.invert_yaxis()
+
+
+def _draw_growth(ax: Any, rows: list[dict[str, Any]]) -> None:
+    values = sorted({row["value"] for row in rows})
+    for algo in dict.fromkeys(row["algo"] for row in rows):
+        mine = [row for row in rows if row["algo"] == algo]
+        positions = [values.index(row["value"]) for row in mine]
+        marker = MARKERS[list(IMPLEMENTATIONS).index(algo) % len(MARKERS)]
+        ax.plot(positions, [row["update_ms"] for row in mine], marker=marker, color=colour(algo), label=algo)
+    ax.set_xticks(range(len(values)), values)
 
 
 def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str, Any]:
