@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import torch as th
 from stable_baselines3 import SAC
@@ -19,12 +19,10 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.sac.policies import Actor, ContinuousCritic
 from torch import nn
-from torch.optim import Adam
 
 from sb3_pathwise.alarms import DeferredChecks
-from sb3_pathwise.fast import FusedMLP, is_plain_adam
+from sb3_pathwise.fast import DropInAdam, FusedMLP, is_plain_adam
 
-OptimizerT = TypeVar("OptimizerT", bound=th.optim.Optimizer)
 Metrics = dict[str, th.Tensor]
 Update = Callable[[ReplayBufferSamples, bool, bool], Metrics]
 
@@ -77,7 +75,7 @@ def reason_not_to_record(model: SAC) -> str | None:
     return None
 
 
-class CapturableAdam(Adam):
+class CapturableAdam(DropInAdam):
     """
     Torch's fused Adam with its learning rate and its counts of steps on the device. State dictionaries are plain Adam's.
 
@@ -91,19 +89,6 @@ class CapturableAdam(Adam):
         super().__init__(params, lr=lr, betas=betas, eps=eps)
         self.n_loads = 0
         self._make_capturable()
-
-    @classmethod
-    def of(cls, optimizer: OptimizerT) -> "OptimizerT | CapturableAdam":
-        """
-        :param optimizer: Any optimizer
-        :return: A capturable one in its place and state, or ``optimizer`` itself if it is more than plain Adam
-        """
-        if not is_plain_adam(optimizer):
-            return optimizer
-        (group,) = optimizer.param_groups
-        capturable = cls(group["params"], lr=group["lr"], betas=group["betas"], eps=group["eps"])
-        capturable.load_state_dict(optimizer.state_dict())
-        return capturable
 
     def _make_capturable(self) -> None:
         (group,) = self.param_groups

@@ -333,7 +333,24 @@ def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     return not any(optimizer.param_groups[0][variant] for variant in variants)
 
 
-class LeanAdam(Adam):
+class DropInAdam(Adam):
+    """Adam that can take the place of torch's, state and all."""
+
+    @classmethod
+    def of(cls, optimizer: OptimizerT) -> "OptimizerT | DropInAdam":
+        """
+        :param optimizer: Any optimizer
+        :return: One of this class in its place and state, or ``optimizer`` itself if it is more than plain Adam
+        """
+        if not is_plain_adam(optimizer):
+            return optimizer
+        (group,) = optimizer.param_groups
+        substitute = cls(group["params"], lr=group["lr"], betas=group["betas"], eps=group["eps"])
+        substitute.load_state_dict(optimizer.state_dict())
+        return substitute
+
+
+class LeanAdam(DropInAdam):
     """
     Torch's Adam, stripped to the case that reinforcement learning uses: one group, no weight decay, no variants.
 
@@ -350,19 +367,6 @@ class LeanAdam(Adam):
     # The parameters of the last step, as they lie in memory, and their ids
     _runs: "list[_Run]"
     _laid_out: list[int] | None = None
-
-    @classmethod
-    def of(cls, optimizer: OptimizerT) -> "OptimizerT | LeanAdam":
-        """
-        :param optimizer: Any optimizer
-        :return: A lean one in its place and state, or ``optimizer`` itself if it is more than plain Adam
-        """
-        if not is_plain_adam(optimizer):
-            return optimizer
-        (group,) = optimizer.param_groups
-        lean = cls(group["params"], lr=group["lr"], betas=group["betas"], eps=group["eps"])
-        lean.load_state_dict(optimizer.state_dict())
-        return lean
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

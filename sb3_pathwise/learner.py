@@ -147,7 +147,7 @@ class ActorCritic(CheckedSAC):
         reason = reason_not_to_capture(self)
         if reason is not None and self.device.type == "cuda":
             logging.getLogger(__name__).info("The update is not replayed as a CUDA graph: %s", reason)
-        adam: type[LeanAdam | CapturableAdam] = CapturableAdam if reason is None else LeanAdam
+        adam = CapturableAdam if reason is None else LeanAdam
         self.actor.optimizer = adam.of(self.actor.optimizer)
         self.critic.optimizer = adam.of(self.critic.optimizer)
         if self.ent_coef_optimizer is not None:
