@@ -4,6 +4,7 @@ Tests of ``compare``: bad input, what a run is, what survives a kill, processes 
 The report's numbers and pages are tested in ``test_report.py``.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from filelock import FileLock
 from rich.console import Console
@@ -467,8 +469,11 @@ def test_an_interrupt_does_not_reach_workers_that_are_just_starting(tmp_path: Pa
     workers: list[int] = []
 
     def started() -> list[int]:
-        text = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-        workers[:] = [int(line.split()[0]) for line in text.splitlines() if "popen_loky" in line]
+        workers.clear()
+        for child in psutil.Process(process.pid).children():
+            # One that has just gone has no command line
+            with contextlib.suppress(psutil.Error):
+                workers.extend([child.pid] * any("popen_loky" in part for part in child.cmdline()))
         return workers
 
     wait_until(started, process)
