@@ -187,13 +187,14 @@ def kill_while_writing(n_kills: int, seed: int) -> int:
     n_right = n_done = 0
     with tempfile.TemporaryDirectory() as folder:
         # Large networks, to be writing for a while
-        arguments = {"algorithm": "PathwiseAC", "setting": "plain", "total": 75 * (n_kills + 4), "every": 25, "width": 512}
+        arguments = {"algorithm": "PathwiseAC", "setting": "plain", "total": 75 * (n_kills + 6), "every": 25, "width": 512}
         expected = Training(folder=Path(folder) / "alone", **arguments).finish()
         killed = Training(folder=Path(folder) / "killed", **arguments)
+        longest_wait = 0.02
         while n_done < n_kills:
             process = killed.start()
             # The first writes nothing that could be lost
-            n_before, skip = 0, rng.randint(1, 3)
+            n_before, skip = 0, rng.randint(1, 2)
             seen: set[str] = set()
             while process.poll() is None:
                 unfinished = [path.name for path in killed.folder.glob(".unfinished_*")]
@@ -201,7 +202,7 @@ def kill_while_writing(n_kills: int, seed: int) -> int:
                     seen.add(unfinished[0])
                     n_before += 1
                     if n_before > skip:
-                        time.sleep(rng.uniform(0.0, 0.02))
+                        time.sleep(rng.uniform(0.0, longest_wait))
                         process.send_signal(signal.SIGKILL)
                         break
             process.wait()
@@ -209,6 +210,8 @@ def kill_while_writing(n_kills: int, seed: int) -> int:
             if not unfinished:
                 if "digest" in (process.stdout.read() if process.stdout else ""):
                     raise RuntimeError("The training was over before it was killed often enough.")
+                # The checkpoint was whole by then: this machine writes faster than thought
+                longest_wait /= 2
                 continue
             n_done += 1
             written = sorted(path.name for path in unfinished[0].iterdir())
