@@ -448,7 +448,7 @@ class ActorCritic(CheckedSAC):
 
         :param loss: Loss, a scalar
         :param optimizer: Optimizer of the parameters to change
-        :param trace: What ``_policy`` returned with the actor's policy
+        :param trace: What ``_policies`` returned with the actor's policy
         """
         if trace is None or self._gaussian_network is None:
             optimizer.zero_grad()
@@ -521,6 +521,7 @@ class ActorCritic(CheckedSAC):
             "_q_networks",
             "_gaussian_network",
             "_fused_mlps",
+            "_graphed_update",
         ]
 
     @classmethod

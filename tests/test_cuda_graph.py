@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 
 from sb3_pathwise import LikelihoodRatioAC, PathwiseAC, cuda_graph, learner
@@ -161,6 +162,8 @@ def test_new_state_needs_a_new_graph(make_model: Callable[..., Any], graphed: ty
 def test_checkpoints_interchange(make_model: Callable[..., Any], graphed: type[Repeat], tmp_path: Any) -> None:
     model = make_model(PathwiseAC).learn(40)
     model.save(tmp_path / "model")
+    # A graph belongs to a device and a process
+    assert "_graphed_update" not in load_from_zip_file(tmp_path / "model")[0]
     for cls in (SAC, PathwiseAC):
         loaded = cls.load(tmp_path / "model", env=model.get_env())
         loaded.replay_buffer = model.replay_buffer
