@@ -1,9 +1,6 @@
 """SB3 algorithms that differ in one thing only: the route to the gradient of the actor's objective."""
 
-from sb3_pathwise.likelihood_ratio_ac import LikelihoodRatioAC
-from sb3_pathwise.measure_valued_ac import MeasureValuedAC
-from sb3_pathwise.mixed_ac import MixedAC
-from sb3_pathwise.pathwise_ac import PathwiseAC
+from sb3_pathwise.algorithms import LikelihoodRatioAC, MeasureValuedAC, MixedAC, PathwiseAC
 from sb3_pathwise.persistence import ExactCheckpointCallback, load_weights_only, resume
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
-from torch.distributions import MixtureSameFamily, Normal
+from torch.distributions import Independent, MixtureSameFamily, Normal
 
 from sb3_pathwise.distributions import policy_distribution
 
@@ -290,10 +290,10 @@ def _squashed_gaussian_traps(model: SAC) -> Iterator[tuple[str, str]]:
     model.policy.set_training_mode(False)
     with th.no_grad():
         policy_dist = policy_distribution(model.actor, _replayed_observations(model))
-    base: Any = policy_dist.base
+    base: Any = None if policy_dist is None else policy_dist.base
     if isinstance(base, MixtureSameFamily):
         base = base.component_distribution
-    if not isinstance(base.base_dist, Normal):
+    if not isinstance(base, Independent) or not isinstance(base.base_dist, Normal):
         return
     saturated = (base.base_dist.loc.abs() > 3).float().mean().item()
     if saturated > 0.9:

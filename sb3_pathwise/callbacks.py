@@ -1,28 +1,32 @@
 """
 Diagnostics that watch a training from the outside. Nothing here changes what is learned.
 
-The routes that are measured live in ``routes.py``, the objective that they climb in ``learner.py``.
+The routes that are measured live in ``routes.py``, the objective that they climb in ``objective.py``.
 """
 
-import inspect
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import ClassVar
+from functools import partial
+from types import SimpleNamespace
 
-import numpy as np
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
 
-from sb3_pathwise.distributions import PolicyDistribution, policy_distribution
-from sb3_pathwise.learner import ActorCritic
-from sb3_pathwise.likelihood_ratio_ac import LikelihoodRatioAC
-from sb3_pathwise.measure_valued_ac import MeasureValuedAC
-from sb3_pathwise.mixed_ac import MixedAC
-from sb3_pathwise.pathwise_ac import PathwiseAC
+from sb3_pathwise.algorithms import LikelihoodRatioAC, MeasureValuedAC, MixedAC, PathwiseAC
+from sb3_pathwise.critics import CRITICS
+from sb3_pathwise.distributions import draw_actions
+from sb3_pathwise.guards.own_arguments import overrides_surrogate
+from sb3_pathwise.guards.undisturbed import undisturbed
+from sb3_pathwise.learner import ROUTE_ARGUMENTS, ActorCritic
+from sb3_pathwise.objective import Route, surrogate_of_objective
+
+BUILT_IN: dict[str, type[ActorCritic]] = {
+    "pathwise": PathwiseAC,
+    "likelihood_ratio": LikelihoodRatioAC,
+    "measure_valued": MeasureValuedAC,
+    "mixed": MixedAC,
+}
 
 
 class GradientProbeCallback(BaseCallback):
@@ -60,7 +64,8 @@ class GradientProbeCallback(BaseCallback):
     Where a figure is undefined (all gradients zero, say) it is nan. Values go to the logger, which writes what it has last
     been given, every ``log_interval`` episodes; ``history`` keeps them all.
 
-    A route takes ``n_action_samples`` and ``baseline`` from the model if it is the model's own, otherwise their defaults.
+    A route takes ``n_action_samples`` and ``baseline`` from the model if it is the model's own, otherwise their defaults. An
+    estimator that somebody else has written is measured on its own algorithm's models, by the name of the class.
     It changes nothing: random streams (Python's, NumPy's, torch's), the statistics of batch norm, gradients, exploration
     noise are left as they were found, and training with the callback is bitwise what it is without. Measurements are
     reproducible: they draw from streams of their own, seeded by the model's seed and the time step.
@@ -69,18 +74,12 @@ class GradientProbeCallback(BaseCallback):
 
     :param every: Environment steps between two measurements, each at the end of the rollout in which it falls due and
         before the update that follows; before learning starts there are none
-    :param routes: Routes to measure: "pathwise", "likelihood_ratio", "measure_valued", "mixed"
+    :param routes: Routes to measure: "pathwise", "likelihood_ratio", "measure_valued", "mixed", or the name of the model's
+        class for its own
     :param n_probes: Parts of gradients per route and measurement. At least 16 are drawn (4 with gSDE)
     :param batch_size: Replayed states per gradient; the variance shrinks with it as in training
     :raises ValueError: if an argument is out of range; at the start of training, if the model has no such gradient
     """
-
-    algorithms: ClassVar[dict[str, type[ActorCritic]]] = {
-        "pathwise": PathwiseAC,
-        "likelihood_ratio": LikelihoodRatioAC,
-        "measure_valued": MeasureValuedAC,
-        "mixed": MixedAC,
-    }
 
     model: SAC
 
@@ -96,8 +95,8 @@ class GradientProbeCallback(BaseCallback):
             if not isinstance(value, int) or value < at_least:
                 raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}.")
         routes = (routes,) if isinstance(routes, str) else tuple(routes)
-        if not routes or len(set(routes)) < len(routes) or not set(routes) <= self.algorithms.keys():
-            raise ValueError(f"routes must be some of {', '.join(self.algorithms)}, each at most once, got {routes!r}.")
+        if not routes or len(set(routes)) < len(routes):
+            raise ValueError(f"routes must be some of {', '.join(BUILT_IN)}, each at most once, got {routes!r}.")
         self.every = every
         self.routes = routes
         self.n_probes = n_probes
@@ -112,7 +111,7 @@ class GradientProbeCallback(BaseCallback):
                 f"with SB3's SAC, not with {type(self.model).__name__}."
             )
         for route in self.routes:
-            self._algorithm(route)
+            self._route(route)
 
     def _on_training_start(self) -> None:
         self._next = self._multiple_after(self.model.num_timesteps)
@@ -134,30 +133,29 @@ class GradientProbeCallback(BaseCallback):
     def _multiple_after(self, num_timesteps: int) -> int:
         return (num_timesteps // self.every + 1) * self.every
 
-    def _algorithm(self, route: str) -> ActorCritic:
+    def _route(self, name: str) -> tuple[Route, bool]:
         """
-        The model as the algorithm of a route sees it: itself if the route is its own, otherwise the same networks, buffer
-        and temperature under that algorithm, which is what loading its checkpoint there would give.
-
-        :param route: Name of the route
-        :return: view on the model, not to be trained
-        :raises ValueError: if the route cannot use the model's distribution
+        :param name: Name of the route
+        :return: the route with its arguments, and whether a Gaussian's entropy is left to it
+        :raises ValueError: if there is no such route, or it cannot use the model's distribution
         """
-        cls = self.algorithms[route]
-        if isinstance(self.model, cls):
-            return self.model
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(cls).parameters.items()
-            if name in cls.route_arguments or not hasattr(self.model, name)
-        }
-        view = cls.__new__(cls)
-        vars(view).update(vars(self.model) | defaults)
-        try:
-            view._check_arguments()
-        except ValueError as error:
-            raise ValueError(f"routes: {route!r} cannot be measured on this model, leave it out. {error}") from error
-        return view
+        model = self.model
+        own = type(model).route if isinstance(model, ActorCritic) and not overrides_surrogate(type(model)) else None
+        if name in BUILT_IN:
+            cls = BUILT_IN[name]
+            distribution = getattr(model.policy, "distribution", "squashed_gaussian")
+            if distribution not in cls.supported_distributions:
+                raise ValueError(
+                    f"routes: {name!r} cannot be measured on this model, leave it out. It cannot use "
+                    f"distribution={distribution!r}, but {', '.join(cls.supported_distributions)}."
+                )
+            source = model if own is cls.route else SimpleNamespace(**cls.route_arguments())
+            arguments = {ROUTE_ARGUMENTS[argument]: getattr(source, argument) for argument in cls.route_arguments()}
+            return partial(cls.route, **arguments), cls.samples_gaussian_entropy
+        if isinstance(model, ActorCritic) and name == type(model).__name__:
+            return model.actor_surrogate, model.samples_gaussian_entropy
+        known = [*BUILT_IN, *([type(model).__name__] if isinstance(model, ActorCritic) else [])]
+        raise ValueError(f"routes must be some of {', '.join(known)} for this model, each at most once, got {name!r}.")
 
     def measure(self) -> dict[str, float]:
         """
@@ -171,7 +169,7 @@ class GradientProbeCallback(BaseCallback):
         moments = {route: _Moments() for route in self.routes}
         first, second = self.routes[0], self.routes[-1] if len(self.routes) == 1 else self.routes[1]
         differences = []
-        with _undisturbed(self.model):
+        with undisturbed(self.model):
             for i, gradients in enumerate(self._gradients(n_gradients, n_parts)):
                 if i == n_gradients // 2:
                     direction = (moments[first].mean - moments[second].mean).sum(0)
@@ -206,45 +204,36 @@ class GradientProbeCallback(BaseCallback):
         # Updates use the batch's statistics, and dropout
         model.policy.set_training_mode(True)
         obs = model.replay_buffer.sample(self.batch_size, env=model._vec_normalize_env).observations
-        ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp().squeeze()
-        algorithms = {route: self._algorithm(route) for route in self.routes}
+        ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
+        critic_rule = model.critic_rule if isinstance(model, ActorCritic) else CRITICS["twin"]()
+        value = critic_rule.value(model.critic, obs)
+        routes = {name: self._route(name) for name in self.routes}
         for _ in range(n_gradients):
             # Anew each time, as in each update: noise matrices of gSDE, masks of dropout
             if model.use_sde:
                 model.actor.reset_noise()
-            policy_dist = policy_distribution(model.actor, obs)
+            draw = draw_actions(model.actor, obs)
             yield {
-                route: _actor_gradient(algorithm, obs, policy_dist, ent_coef, n_parts)
-                for route, algorithm in algorithms.items()
+                name: self._actor_gradient(surrogate_of_objective(route, draw, value, ent_coef, samples_entropy), n_parts)
+                for name, (route, samples_entropy) in routes.items()
             }
 
+    def _actor_gradient(self, surrogate: th.Tensor, n_parts: int) -> th.Tensor:
+        """
+        One draw of the gradient that an update of the actor ascends.
 
-def _actor_gradient(
-    algorithm: ActorCritic, obs: PyTorchObs, policy_dist: PolicyDistribution, ent_coef: th.Tensor, n_parts: int
-) -> th.Tensor:
-    """
-    One draw of the gradient that an algorithm's update of the actor ascends.
-
-    :param algorithm: The algorithm
-    :param obs: Observations, batch size B
-    :param policy_dist: The policy at ``obs``
-    :param ent_coef: Entropy coefficient, a scalar
-    :param n_parts: How many parts of the batch to tell apart
-    :return: what each part adds to the gradient with respect to the parameters that the actor's optimizer holds,
-        shape (n_parts, number of parameters)
-    """
-    entropy_base = algorithm._entropy_base(policy_dist.base)
-    objective = algorithm._objective(obs, policy_dist, ent_coef, with_base=entropy_base is None)
-    surrogate = algorithm.actor_surrogate(policy_dist.base, objective)
-    if entropy_base is not None:
-        surrogate = surrogate + ent_coef * entropy_base
-    groups = algorithm.actor.optimizer.param_groups
-    params = [param for group in groups for param in group["params"] if param.requires_grad]
-    parts = []
-    for part in (surrogate / len(surrogate)).tensor_split(n_parts):
-        grads = th.autograd.grad(part.sum(), params, retain_graph=True, materialize_grads=True)
-        parts.append(th.cat([grad.flatten() for grad in grads]))
-    return th.stack(parts)
+        :param surrogate: What it climbs, shape (B,)
+        :param n_parts: How many parts of the batch to tell apart
+        :return: what each part adds to the gradient with respect to the parameters that the actor's optimizer holds,
+            shape (n_parts, number of parameters)
+        """
+        groups = self.model.actor.optimizer.param_groups
+        params = [param for group in groups for param in group["params"] if param.requires_grad]
+        parts = []
+        for part in (surrogate / len(surrogate)).tensor_split(n_parts):
+            grads = th.autograd.grad(part.sum(), params, retain_graph=True, materialize_grads=True)
+            parts.append(th.cat([grad.flatten() for grad in grads]))
+        return th.stack(parts)
 
 
 class _Moments:
@@ -272,40 +261,3 @@ class _Moments:
     def variance(self) -> th.Tensor:
         """Of every stream the trace of its covariance, shape (n_streams,)"""
         return self.squared_deviations / (self.n - 1)
-
-
-@contextmanager
-def _undisturbed(model: SAC) -> Iterator[None]:
-    """
-    A context in which a model may be evaluated at will: when it ends, all that evaluation changes is as it was. Within it,
-    random streams start from the model's seed and time step.
-
-    :param model: Model whose actor and critics are evaluated; parameters are not covered
-    """
-    modules = {module: module.training for module in model.policy.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.policy.buffers()]
-    # SB3's actor keeps its last distribution, and that of gSDE its exploration noise
-    action_dist = vars(model.actor.action_dist).copy()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    seed = int(np.random.SeedSequence([model.seed or 0, model.num_timesteps]).generate_state(1)[0])
-    devices = [] if model.device.type == "cpu" else [model.device]
-    with th.random.fork_rng(devices, device_type=model.device.type if devices else None):
-        try:
-            random.seed(seed)
-            np.random.seed(seed)
-            # th.manual_seed() would reach devices that are not restored
-            th.set_rng_state(th.Generator().manual_seed(seed).get_state())
-            for device in devices:
-                generator = th.Generator(device).manual_seed(seed)
-                th.get_device_module(device).set_rng_state(generator.get_state(), device)
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            vars(model.actor.action_dist).clear()
-            vars(model.actor.action_dist).update(action_dist)
-            with th.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-            for module, training in modules.items():
-                module.training = training

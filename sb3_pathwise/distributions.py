@@ -1,5 +1,6 @@
 """
-What a policy hands to a gradient route: a torch distribution over *pre-squash* actions and the map that squashes them.
+What a policy hands to a gradient route: a torch distribution over *pre-squash* actions, the map that squashes them, and the
+actions that it has drawn itself.
 
 Routes differentiate in the pre-squash space, so no score is ever taken at an inverted tanh. Networks live in
 ``policies.py``, the estimators in ``routes.py``; nothing here learns.
@@ -8,23 +9,23 @@ Routes differentiate in the pre-squash space, so no score is ever taken at an in
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution as ActionDistribution
 from stable_baselines3.common.distributions import (
+    DiagGaussianDistribution,
+    SquashedDiagGaussianDistribution,
     StateDependentNoiseDistribution,
     TanhBijector,
 )
+from stable_baselines3.common.distributions import Distribution as ActionDistribution
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
+from stable_baselines3.sac.policies import Actor
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.distributions import Beta, Categorical, Distribution, Independent, MixtureSameFamily, Normal
 from torch.distributions.transforms import AffineTransform, TanhTransform, Transform
 from torch.nn import functional as F
-
-from sb3_pathwise.fast import scalar
 
 SampleShape = th.Size | list[int] | tuple[int, ...]
 SelfSplitDistribution = TypeVar("SelfSplitDistribution", bound="SplitDistribution")
@@ -40,64 +41,82 @@ def independent(base: Distribution) -> Independent:
     return Independent(base, 1, validate_args=False)
 
 
-class LeanNormal(Normal):
+def draw(dist: Distribution, sample_shape: SampleShape = ()) -> th.Tensor:
     """
-    Torch's Normal without the checks at its creation, which take longer than a draw.
-
-    :param loc: Means
-    :param scale: Standard deviations, of the same shape
-    :param validate_args: Nothing is validated
+    :param dist: Any distribution
+    :param sample_shape: Shape of the draws
+    :return: draws, reparameterised if they can be
     """
-
-    def __init__(self, loc: th.Tensor, scale: th.Tensor, validate_args: bool | None = None) -> None:
-        self.loc, self.scale = loc, scale
-        self._batch_shape, self._event_shape = loc.shape, th.Size()
-        self._validate_args = False
+    return dist.rsample(sample_shape) if dist.has_rsample else dist.sample(th.Size(sample_shape))
 
 
 class StateDependentNoise(Independent):
     """
     The pre-squash Gaussian of gSDE (https://arxiv.org/abs/2005.05719).
 
-    ``sample`` draws from the marginal Gaussian, independently for every state: what a score needs. ``rsample`` shares
-    one exploration matrix among the states, as SB3's SAC does. For each single state both follow the same law.
+    ``sample`` draws from the marginal Gaussian, independently for every state: what a score needs. ``rsample`` shares an
+    exploration matrix among the states, as SB3's SAC does, and draws a new one for each sample. For each single state both
+    follow the same law.
 
     :param action_dist: SB3's distribution, its parameters already set for these observations
-    :param latent_sde: Features that multiply the exploration matrix, shape (B, latent_sde_dim)
     """
 
-    def __init__(self, action_dist: StateDependentNoiseDistribution, latent_sde: th.Tensor) -> None:
+    def __init__(self, action_dist: StateDependentNoiseDistribution) -> None:
         marginal = action_dist.distribution
         super().__init__(Normal(marginal.loc, marginal.scale, validate_args=False), 1, validate_args=False)
-        self.latent_sde = latent_sde if action_dist.learn_features else latent_sde.detach()
-        self.exploration_mat = action_dist.exploration_mat
+        self.latent_sde = action_dist._latent_sde
         self.weights_dist = action_dist.weights_dist
 
     def rsample(self, sample_shape: SampleShape = ()) -> th.Tensor:
-        # The matrix of the last reset_noise() comes first: the draw that SAC would have used
-        exploration_mats = [self.exploration_mat.unsqueeze(0)]
-        n_more = th.Size(sample_shape).numel() - 1
-        if n_more > 0:
-            exploration_mats.append(self.weights_dist.rsample((n_more,)))
-        noise = th.matmul(self.latent_sde, th.cat(exploration_mats))
-        return (self.mean + noise).reshape(*sample_shape, *self.mean.shape)
+        exploration_mats = self.weights_dist.rsample((th.Size(sample_shape).numel(),))
+        return (self.mean + th.matmul(self.latent_sde, exploration_mats)).reshape(*sample_shape, *self.mean.shape)
 
     def sample(self, sample_shape: SampleShape = ()) -> th.Tensor:
         with th.no_grad():
             return self.base_dist.sample(sample_shape)
 
 
+class DrawsOnly(Distribution):
+    """
+    A policy of which only draws are known, because ``action_log_prob`` was overridden with something else than SAC's: the
+    pathwise route needs no more than one of them. See ``PolicyDraw.base``, which hands it out.
+
+    :param actions: One action for each state, shape (B, d)
+    """
+
+    has_rsample = True
+
+    def __init__(self, actions: th.Tensor) -> None:
+        super().__init__(actions.shape[:1], actions.shape[1:], validate_args=False)
+
+    def rsample(self, sample_shape: SampleShape = ()) -> th.Tensor:
+        raise self._error("draws more than one action per state")
+
+    def log_prob(self, value: th.Tensor) -> th.Tensor:
+        raise self._error("needs the density of the policy")
+
+    @staticmethod
+    def _error(need: str) -> ValueError:
+        return ValueError(
+            f"The route {need}, of which nothing is known: the actor's action_log_prob or action_dist is not SAC's. Override "
+            "get_action_dist_params() instead, or use PathwiseAC with n_action_samples=1, which needs no more than that draw."
+        )
+
+
 class SACTanh(TanhTransform):
     """
-    tanh with SAC's log-derivative, ``log(1 - tanh(x)^2 + 1e-6)``.
+    tanh with SAC's log-derivative, ``log(1 - tanh(x)^2 + epsilon)``.
 
-    Torch's own, ``2 (log 2 - x - softplus(-2x))``, is exact for every x, but PathwiseAC would part from SAC with it: after
-    150 updates of Pendulum-v1 (seed 0) a parameter differs by 7e-3 instead of 0. So SAC's distributions (squashed Gaussian,
-    gSDE) keep SAC's formula, whose error is below 1e-4 for ``|x| < 5`` and 0.27 at 7, and distributions that SAC does not
-    have take torch's.
+    Torch's own, ``2 (log 2 - x - softplus(-2x))``, is exact for every x, but PathwiseAC would not be SAC with it. So SAC's
+    distributions (squashed Gaussian, gSDE) keep SAC's formula, whose error is below 1e-4 for ``|x| < 5`` and 0.27 at 7, and
+    distributions that SAC does not have take torch's.
+
+    :param epsilon: SB3's ``SquashedDiagGaussianDistribution.epsilon``
     """
 
-    epsilon = 1e-6
+    def __init__(self, epsilon: float = 1e-6) -> None:
+        super().__init__()
+        self.epsilon = epsilon
 
     def log_abs_det_jacobian(self, x: th.Tensor, y: th.Tensor) -> th.Tensor:
         return th.log(1 - y**2 + self.epsilon)
@@ -145,99 +164,70 @@ class PolicyDistribution:
         actions = self.squash(x)
         return actions, self.log_prob(x, actions)
 
-    def with_draw(self, draw: th.Tensor) -> Distribution:
-        """
-        A copy of ``base`` whose samples are ``draw``. SAC draws the actor's actions before the target's, and its
-        temperature sees the very actions that its actor does; this lets a route do the same.
-
-        :param draw: Pre-squash actions that ``base`` has drawn, shape (n, B, d)
-        :return: the copy
-        """
-        base = object.__new__(type(self.base))
-        base.__dict__.update(self.base.__dict__)
-
-        def rsample(sample_shape: SampleShape = ()) -> th.Tensor:
-            shape = th.Size(sample_shape) + draw.shape[1:]
-            return draw if draw.shape == shape else draw.reshape(shape)
-
-        base.rsample = rsample  # type: ignore[method-assign]
-        base.sample = lambda sample_shape=(): base.rsample(sample_shape).detach()  # type: ignore[method-assign]
-        return base
-
-
-class SquashedGaussianPolicy(PolicyDistribution):
-    """SAC's policy: a diagonal Gaussian, squashed by tanh."""
-
-    def squash_with_log_prob(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        normal = cast(Normal, cast(Independent, self.base).base_dist)
-        return SquashWithLogProb.apply(x, normal.loc, normal.scale)
-
-
-class SquashWithLogProb(th.autograd.Function):
-    """
-    ``a = tanh(x)`` and ``sum_d log N(x; mean, std) - log(1 - a^2 + epsilon)``, as one step of the graph instead of twenty,
-    rounded as SAC's.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: th.Tensor, mean: th.Tensor, std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """
-        :param ctx: What ``backward`` needs to know
-        :param x: Pre-squash actions, shape (n, B, d) or (B, d)
-        :param mean: shape (B, d)
-        :param std: shape (B, d)
-        :return: actions, of the shape of ``x``, and log-probabilities, shape (n, B) or (B,)
-        """
-        actions, deviation = th.tanh(x), x - mean
-        # Doubling and squaring are exact, or rounded once, whatever the operation
-        two_var = std * std
-        two_var += two_var
-        exponent = (deviation * deviation).neg_().div_(two_var)
-        one_minus_square = scalar(1.0, x.dtype) - actions * actions
-        one_minus_square += scalar(SACTanh.epsilon, x.dtype)
-        log_prob = (exponent - std.log()).sub_(scalar(math.log(math.sqrt(2 * math.pi)), x.dtype)).sum(dim=-1)
-        log_prob -= th.log(one_minus_square).sum(dim=-1)
-        ctx.save_for_backward(actions, deviation, std, two_var, exponent, one_minus_square)
-        return actions, log_prob
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_actions: th.Tensor, grad_log_prob: th.Tensor) -> tuple[th.Tensor, ...]:  # type: ignore[override]
-        """
-        :param ctx: What ``forward`` left
-        :param grad_actions: Gradient with respect to the actions
-        :param grad_log_prob: Gradient with respect to the log-probabilities
-        :return: Gradients with respect to ``x``, ``mean`` and ``std``
-        """
-        actions, deviation, std, two_var, exponent, one_minus_square = ctx.saved_tensors
-        grad = grad_log_prob.unsqueeze(-1)
-        # Of -log(1 - a^2 + epsilon): 2 a / (1 - a^2 + epsilon)
-        grad_actions = grad_actions + (grad / one_minus_square).mul_(actions + actions)
-        # Of the exponent, -(x - mean)^2 / (2 var): with respect to x, mean and 2 var
-        grad_mean = (grad / two_var).mul_(deviation + deviation)
-        grad_x = th.ops.aten.tanh_backward(grad_actions, actions).sub_(grad_mean)
-        grad_two_var = (exponent / two_var).mul_(-grad)
-        # Draws come first
-        grad_mean, grad_two_var = (_sum_to(tensor, std) for tensor in (grad_mean, grad_two_var))
-        grad_std = -_sum_to(grad.expand_as(actions), std) / std
-        grad_std += (grad_two_var + grad_two_var).mul_(std + std)
-        return grad_x, grad_mean, grad_std
-
-
-def _sum_to(tensor: th.Tensor, like: th.Tensor) -> th.Tensor:
-    return tensor.sum(dim=0) if tensor.dim() > like.dim() else tensor
-
 
 class StateDependentNoisePolicy(PolicyDistribution):
     """
-    gSDE's policy. Its log-probability is SB3's, which takes the squashed action back through a clamped atanh, because
-    PathwiseAC would otherwise part from SAC (by 2e-5 after 150 updates, for one seed in six). No score is ever taken there:
-    routes differentiate ``base.log_prob`` at the pre-squash actions themselves.
+    gSDE's policy. Its log-probability is SB3's, which takes the squashed action back through a clamped atanh. No score is ever
+    taken there: routes differentiate ``base.log_prob`` at the pre-squash actions themselves.
     """
 
     def log_prob(self, x: th.Tensor, actions: th.Tensor) -> th.Tensor:
         x = TanhBijector.inverse(actions)
         return super().log_prob(x, self.squash(x))
+
+
+@dataclass(frozen=True)
+class PolicyDraw:
+    """
+    A policy at a batch of states, and the action for each that SAC's ``action_log_prob`` has drawn there.
+
+    :param policy_dist: The policy
+    :param x: Pre-squash actions, shape (B, d)
+    :param actions: Actions, shape (B, d)
+    :param log_prob: Their log-probability, shape (B,)
+    """
+
+    policy_dist: PolicyDistribution
+    x: th.Tensor
+    actions: th.Tensor
+    log_prob: th.Tensor
+
+    @cached_property
+    def _first(self) -> th.Tensor:
+        return self.x.unsqueeze(0)
+
+    @cached_property
+    def base(self) -> Distribution:
+        """
+        A copy of ``policy_dist.base`` whose first reparameterised sample is the draw: SAC draws the actor's actions before
+        those of the target, and its temperature sees them too. All further samples are fresh.
+        """
+        base: Any = object.__new__(type(self.policy_dist.base))
+        base.__dict__.update(self.policy_dist.base.__dict__)
+        ours = [self._first]
+
+        def rsample(sample_shape: SampleShape = ()) -> th.Tensor:
+            n_samples = th.Size(sample_shape).numel()
+            if not ours or n_samples == 0:
+                return self.policy_dist.base.rsample(sample_shape)
+            first = ours.pop()
+            if n_samples > 1:
+                first = th.cat([first, self.policy_dist.base.rsample((n_samples - 1,))])
+            shape = (*sample_shape, *self.x.shape)
+            return first if first.shape == shape else first.reshape(shape)
+
+        if base.has_rsample:
+            base.rsample = rsample
+        return base
+
+    def actions_with_log_prob(self, x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param x: Pre-squash actions, shape (n, B, d)
+        :return: actions, of the same shape, and their log-probability, shape (n, B): the actor's own for its own draw
+        """
+        if x is self._first:
+            return self.actions.unsqueeze(0), self.log_prob.unsqueeze(0)
+        return self.policy_dist.squash_with_log_prob(x)
 
 
 class ClampedBeta(Beta):
@@ -256,7 +246,9 @@ class SplitDistribution(ActionDistribution):
     :param n_params: Number of unconstrained parameters, what the network puts out
     """
 
+    # As SB3's distributions, it knows what it was last asked for: the distribution, and the pre-squash actions drawn
     policy_dist: PolicyDistribution
+    x: th.Tensor
 
     def __init__(self, action_dim: int, n_params: int) -> None:
         super().__init__()
@@ -269,6 +261,14 @@ class SplitDistribution(ActionDistribution):
         :param params: Unconstrained parameters, shape (B, n_params)
         :return: the distribution
         """
+
+    @staticmethod
+    def mode_of(policy_dist: PolicyDistribution) -> th.Tensor:
+        """
+        :param policy_dist: What ``policy_distribution`` returned
+        :return: the action to take if it must be one, shape (B, d)
+        """
+        return policy_dist.squash(policy_dist.base.mean)
 
     def proba_distribution_net(self, latent_dim: int) -> nn.Module:  # type: ignore[override]
         """
@@ -285,18 +285,12 @@ class SplitDistribution(ActionDistribution):
         self.policy_dist = self.policy_distribution(params)
         return self
 
-    def draw(self) -> th.Tensor:
-        """
-        :return: pre-squash actions, shape (B, d)
-        """
-        base = self.policy_dist.base
-        return base.rsample() if base.has_rsample else base.sample()
-
     def sample(self) -> th.Tensor:
-        return self.policy_dist.squash(self.draw())
+        self.x = draw(self.policy_dist.base)
+        return self.policy_dist.squash(self.x)
 
     def mode(self) -> th.Tensor:
-        return self.policy_dist.squash(self.policy_dist.base.mean)
+        return self.mode_of(self.policy_dist)
 
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
         return self.policy_dist.log_prob(self.policy_dist.squash.inv(actions), actions)
@@ -305,12 +299,13 @@ class SplitDistribution(ActionDistribution):
         return None
 
     def actions_from_params(self, params: th.Tensor, deterministic: bool = False) -> th.Tensor:  # type: ignore[override]
-        return self.proba_distribution(params).get_actions(deterministic=deterministic)
+        # Leaves nothing behind, so that several threads may ask at a time
+        policy_dist = self.policy_distribution(params)
+        return self.mode_of(policy_dist) if deterministic else policy_dist.squash(draw(policy_dist.base))
 
     def log_prob_from_params(self, params: th.Tensor) -> tuple[th.Tensor, th.Tensor]:  # type: ignore[override]
-        x = self.proba_distribution(params).draw()
-        actions = self.policy_dist.squash(x)
-        return actions, self.policy_dist.log_prob(x, actions)
+        actions = self.proba_distribution(params).sample()
+        return actions, self.policy_dist.log_prob(self.x, actions)
 
 
 class BetaDistribution(SplitDistribution):
@@ -357,50 +352,84 @@ class SquashedGaussianMixtureDistribution(SplitDistribution):
         weights = Categorical(logits=logits.squeeze(2), validate_args=False)
         return PolicyDistribution(MixtureSameFamily(weights, components, validate_args=False), TanhTransform())
 
-    def mode(self) -> th.Tensor:
+    @staticmethod
+    def mode_of(policy_dist: PolicyDistribution) -> th.Tensor:
         """
         The mean of the most probable component. (The policy, which knows Q, prefers the best one.)
 
+        :param policy_dist: What ``policy_distribution`` returned
         :return: actions, shape (B, d)
         """
-        base = cast(MixtureSameFamily, self.policy_dist.base)
-        best = base.mixture_distribution.logits.argmax(dim=1)
-        return self.component_means()[th.arange(len(best)), best]
+        best = cast(MixtureSameFamily, policy_dist.base).mixture_distribution.logits.argmax(dim=1)
+        return SquashedGaussianMixtureDistribution.component_means(policy_dist)[th.arange(len(best)), best]
 
-    def component_means(self) -> th.Tensor:
+    @staticmethod
+    def component_means(policy_dist: PolicyDistribution) -> th.Tensor:
         """
+        :param policy_dist: What ``policy_distribution`` returned
         :return: squashed means of the components, shape (B, n_components, d)
         """
-        base = cast(MixtureSameFamily, self.policy_dist.base)
-        return self.policy_dist.squash(base.component_distribution.mean)
+        return policy_dist.squash(cast(MixtureSameFamily, policy_dist.base).component_distribution.mean)
 
 
-def policy_distribution(actor: Actor, obs: PyTorchObs) -> PolicyDistribution:
+def draw_actions(actor: Actor, obs: PyTorchObs) -> PolicyDraw:
     """
-    The distribution that an actor (SB3's, or one of ours) defines at the given observations.
+    One action for each state, drawn by the actor's own ``action_log_prob``, whatever that is.
 
     :param actor: Actor network
     :param obs: Observations, batch size B
-    :return: The distribution, split at its squashing function
+    :return: the actions, and the distribution that they came from as far as it is known
+    """
+    actions, log_prob = actor.action_log_prob(obs)
+    policy_dist, x = _last_draw(actor.action_dist, actions)
+    # What a user has written may return anything
+    function = getattr(actor.action_log_prob, "__func__", actor.action_log_prob)
+    is_ours = function.__module__.partition(".")[0] in ("stable_baselines3", "sb3_contrib", "sb3_pathwise")
+    if policy_dist is not None and not is_ours:
+        with th.no_grad():
+            expected_actions, expected_log_prob = policy_dist.squash_with_log_prob(x)
+        if not th.equal(expected_actions, actions) or not th.allclose(expected_log_prob, log_prob, rtol=1e-3, atol=1e-3):
+            policy_dist = None
+    if policy_dist is None:
+        policy_dist, x = PolicyDistribution(DrawsOnly(actions), AffineTransform(0.0, 1.0)), actions
+    return PolicyDraw(policy_dist, x, actions, log_prob)
+
+
+def policy_distribution(actor: Actor, obs: PyTorchObs) -> PolicyDistribution | None:
+    """
+    :param actor: Actor network
+    :param obs: Observations, batch size B
+    :return: the actor's distribution, split at its squashing function; ``None`` if it is none of SB3's nor ours
     """
     action_dist: Any = actor.action_dist
     if isinstance(action_dist, SplitDistribution):
         return action_dist.policy_distribution(cast(Any, actor).dist_params(obs))
     mean_actions, log_std, kwargs = actor.get_action_dist_params(obs)
+    return _current(action_dist.proba_distribution(mean_actions, log_std, **kwargs))
+
+
+def _current(action_dist: Any) -> PolicyDistribution | None:
+    # By exact type: nothing is known of what a subclass does
+    if isinstance(action_dist, SplitDistribution):
+        return action_dist.policy_dist
+    if type(action_dist) is SquashedDiagGaussianDistribution:
+        return PolicyDistribution(independent(action_dist.distribution), SACTanh(action_dist.epsilon))
+    if type(action_dist) is DiagGaussianDistribution:
+        return PolicyDistribution(independent(action_dist.distribution), AffineTransform(0.0, 1.0))
+    if type(action_dist) is StateDependentNoiseDistribution:
+        noise = StateDependentNoise(action_dist)
+        if action_dist.bijector is None:
+            return PolicyDistribution(noise, AffineTransform(0.0, 1.0))
+        return StateDependentNoisePolicy(noise, SACTanh(action_dist.bijector.epsilon))
+    return None
+
+
+def _last_draw(action_dist: Any, actions: th.Tensor) -> tuple[PolicyDistribution | None, th.Tensor]:
+    policy_dist = _current(action_dist)
+    if isinstance(action_dist, SplitDistribution):
+        return policy_dist, action_dist.x
+    if isinstance(action_dist, SquashedDiagGaussianDistribution):
+        return policy_dist, cast(th.Tensor, action_dist.gaussian_actions)
     if isinstance(action_dist, StateDependentNoiseDistribution):
-        action_dist.proba_distribution(mean_actions, log_std, **kwargs)
-        return StateDependentNoisePolicy(StateDependentNoise(action_dist, kwargs["latent_sde"]), SACTanh())
-    return squashed_gaussian(mean_actions, log_std)
-
-
-def squashed_gaussian(mean_actions: th.Tensor, log_std: th.Tensor) -> PolicyDistribution:
-    """
-    SAC's policy.
-
-    :param mean_actions: Means before squashing, shape (B, d)
-    :param log_std: Log standard deviations, to be clamped, shape (B, d)
-    :return: The distribution, split at its squashing function
-    """
-    # clamp(), but for its derivative being one operation instead of five
-    log_std = F.hardtanh(log_std, LOG_STD_MIN, LOG_STD_MAX)
-    return SquashedGaussianPolicy(independent(LeanNormal(mean_actions, log_std.exp())), SACTanh())
+        return policy_dist, action_dist.distribution.mean + action_dist.get_noise(action_dist._latent_sde)
+    return policy_dist, actions

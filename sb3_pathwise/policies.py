@@ -1,117 +1,23 @@
 """
-SAC's policies with a choice of action distribution, and the smallest critic as a function of the action.
+SAC's policies with a choice of action distribution and of critic.
 
-Networks only. The distributions themselves are in ``distributions.py``, what is learned with them in ``learner.py``.
+Networks only, all of them stock modules. The distributions themselves are in ``distributions.py``, what a critic is in
+``critics/``, what is learned with them in ``update.py``.
 """
 
-import itertools
-from collections.abc import Callable
-from typing import Any, ClassVar, cast
+import inspect
+from typing import Any, ClassVar
 
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
-from stable_baselines3.common.policies import BaseModel, ContinuousCritic
+from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac import policies as sac_policies
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACPolicy
-from torch import nn
-from torch.autograd.function import once_differentiable
 
-from sb3_pathwise.distributions import (
-    BetaDistribution,
-    SplitDistribution,
-    SquashedGaussianMixtureDistribution,
-    policy_distribution,
-)
-from sb3_pathwise.fast import FusedMLP
-
-
-def extract_features(network: BaseModel, obs: PyTorchObs) -> th.Tensor:
-    """
-    :param network: Critics, or an actor
-    :param obs: Observations, batch size B
-    :return: ``network.extract_features``, without the way there if it leads nowhere, shape (B, features_dim)
-    """
-    if type(network.features_extractor) is FlattenExtractor and isinstance(obs, th.Tensor):
-        if isinstance(network.observation_space, spaces.Box) and obs.dim() == 2 and obs.dtype == th.float32:
-            return obs
-    return network.extract_features(obs, cast(BaseFeaturesExtractor, network.features_extractor))
-
-
-def min_q_function(critic: ContinuousCritic, obs: PyTorchObs) -> Callable[[th.Tensor], th.Tensor]:
-    """
-    The smallest of the critics as a function of the actions alone: features are extracted once per state.
-
-    :param critic: Critic networks
-    :param obs: Observations, batch size B
-    :return: maps actions (n, B, d) to values (n, B), differentiable in the actions
-    """
-    if type(critic).forward is not ContinuousCritic.forward:
-        # A user's own critic: nothing is known of its parts
-        return lambda actions: th.stack([th.cat(critic(obs, a), dim=1).min(dim=1).values for a in actions])
-
-    with th.no_grad():
-        features = extract_features(critic, obs)
-
-    all_fused = all(isinstance(q_net, FusedMLP) for q_net in critic.q_networks)
-
-    def min_qf(actions: th.Tensor) -> th.Tensor:
-        if th.is_grad_enabled() or not all_fused:
-            states = features if len(actions) == 1 else features.repeat(len(actions), 1)
-            qvalue_input = th.cat([states, actions.flatten(end_dim=1)], dim=1)
-            if all_fused:
-                min_q_values = MinQValue.apply(qvalue_input, critic.q_networks)
-            else:
-                min_q_values = th.cat([q_net(qvalue_input) for q_net in critic.q_networks], dim=1).min(dim=1).values
-            return min_q_values.view(actions.shape[:-1])
-        # One sample at a time, so that activations stay in the cache, and the state's part of the first layer only once
-        q_nets = [(q_net, q_net.first_layer(features)) for q_net in cast(list[FusedMLP], critic.q_networks)]
-        q_values = [[q_net.evaluate(a, use=0, first=first)[-1] for q_net, first in q_nets] for a in actions]
-        return th.stack([th.cat(values, dim=1).min(dim=1).values for values in q_values])
-
-    return min_qf
-
-
-class MinQValue(th.autograd.Function):
-    """The smallest of the critics as a function of its inputs only: no gradient is spent on weights."""
-
-    @staticmethod
-    def forward(ctx: Any, qvalue_input: th.Tensor, q_networks: list[FusedMLP]) -> th.Tensor:
-        """
-        :param ctx: What ``backward`` needs to know
-        :param qvalue_input: Features and actions, shape (B, features_dim + d)
-        :param q_networks: Critics
-        :return: Values, shape (B,)
-        """
-        traces = [q_net.evaluate(qvalue_input, use=i) for i, q_net in enumerate(q_networks)]
-        values, indices = th.cat([trace[-1] for trace in traces], dim=1).min(dim=1)
-        ctx.q_networks = q_networks
-        # Saved so that autograd notices if they are overwritten too early
-        ctx.save_for_backward(indices, *itertools.chain(*traces))
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None]:  # type: ignore[override]
-        """
-        :param ctx: What ``forward`` left
-        :param grad: Gradient with respect to the values
-        :return: Gradient with respect to ``qvalue_input``
-        """
-        indices, *saved = ctx.saved_tensors
-        n_saved = len(saved) // len(ctx.q_networks)
-        traces = [saved[i * n_saved : (i + 1) * n_saved] for i in range(len(ctx.q_networks))]
-        grad = grad.unsqueeze(1)
-        grad_input = th.zeros_like(saved[0], dtype=th.float32)
-        for i, (q_net, trace) in enumerate(zip(ctx.q_networks, traces, strict=True)):
-            # All rows, not only those where this critic is the smallest: a product of fewer rows is rounded otherwise
-            mask = (indices == i).unsqueeze(1)
-            # Added up at once: the next network's result takes the place of this one's
-            grad_input += q_net.backward(grad * mask, trace, weights=False, inputs=True)
-        return grad_input, None
+from sb3_pathwise.critics import CRITICS
+from sb3_pathwise.distributions import BetaDistribution, SplitDistribution, SquashedGaussianMixtureDistribution
 
 
 class DistributionActor(Actor):
@@ -159,18 +65,26 @@ class DistributionActor(Actor):
 
 class DistributionPolicy(SACPolicy):
     """
-    SAC's policy with a choice of action distribution.
+    SAC's policy with a choice of action distribution and of critic.
 
     :param args: Arguments of SAC's policy
     :param distribution: "squashed_gaussian" (SAC's), "beta" or "gaussian_mixture" (squashed too)
     :param n_components: Number of Gaussians of a "gaussian_mixture"
-    :param kwargs: Keyword arguments of SAC's policy
-    :raises ValueError: if the distribution is unknown, or cannot be had with gSDE
+    :param critic: Kind of critic, see ``sb3_pathwise.critics``: "twin" (SAC's)
+    :param kwargs: Keyword arguments of SAC's policy, and of the critic
+    :raises ValueError: if distribution or critic is unknown or has not such an argument, or cannot be had with gSDE
     """
 
     distributions: ClassVar[tuple[str, ...]] = ("squashed_gaussian", "beta", "gaussian_mixture")
 
-    def __init__(self, *args: Any, distribution: str = "squashed_gaussian", n_components: int = 4, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        distribution: str = "squashed_gaussian",
+        n_components: int = 4,
+        critic: str = "twin",
+        **kwargs: Any,
+    ) -> None:
         if distribution not in self.distributions:
             raise ValueError(f"distribution must be one of {', '.join(self.distributions)}, got {distribution!r}.")
         if distribution != "squashed_gaussian" and kwargs.get("use_sde"):
@@ -180,13 +94,28 @@ class DistributionPolicy(SACPolicy):
             )
         if not isinstance(n_components, int) or n_components < 1:
             raise ValueError(f"n_components must be an integer of at least 1, got {n_components!r}.")
+        if critic not in CRITICS:
+            raise ValueError(f"critic must be one of {', '.join(CRITICS)}, got {critic!r}.")
+        self.critic_arguments = {name: kwargs.pop(name) for name in critic_arguments(critic) if name in kwargs}
+        for other in CRITICS:
+            foreign = [name for name in critic_arguments(other) if name in kwargs]
+            if foreign:
+                raise ValueError(
+                    f"policy_kwargs: {', '.join(foreign)} are arguments of critic={other!r}, this one is {critic!r}. "
+                    "Leave them out, or choose that critic."
+                )
         self.distribution = distribution
         self.n_components = n_components
+        self.critic_name = critic
+        self.critic_rule = CRITICS[critic](**self.critic_arguments)
         super().__init__(*args, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        chosen = {"distribution": self.distribution, "n_components": self.n_components}
-        return super()._get_constructor_parameters() | chosen
+        chosen = {"distribution": self.distribution, "n_components": self.n_components, "critic": self.critic_name}
+        defaults = inspect.signature(DistributionPolicy).parameters
+        # What is SAC's is written as SAC would, so that SAC's policies load it
+        ours = {name: value for name, value in chosen.items() if value != defaults[name].default}
+        return super()._get_constructor_parameters() | ours | self.critic_arguments
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
         if self.distribution == "squashed_gaussian":
@@ -195,39 +124,36 @@ class DistributionPolicy(SACPolicy):
         actor = DistributionActor(**actor_kwargs, distribution=self.distribution, n_components=self.n_components)
         return actor.to(self.device)
 
-    def set_training_mode(self, mode: bool) -> None:
-        # SB3's, but for nn.Module.train(), which is 20 times slower and is called at every step of the environment
-        modules: list[nn.Module] = [self.actor, self.critic]
-        for module in modules:
-            if type(module).train is nn.Module.train:
-                module.__dict__["training"] = mode
-                modules += filter(None, module._modules.values())
-            else:
-                module.train(mode)
-        self.training = mode
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        return self.critic_rule.make(self, features_extractor)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        action_dist: Any = self.actor.action_dist
-        if type(self.actor) is Actor and type(action_dist) is SquashedDiagGaussianDistribution:
-            # SAC's, without the checks of torch's Normal at its creation, which take as long as the network
-            policy_dist = policy_distribution(self.actor, observation)
-            return policy_dist.squash(policy_dist.base.mean if deterministic else policy_dist.base.rsample())
-        actions = super()._predict(observation, deterministic)
-        if deterministic and isinstance(action_dist, SquashedGaussianMixtureDistribution):
-            # Of the components' means, the one that the critics like best (as haarnoja/sac did)
-            candidates = action_dist.component_means().movedim(1, 0)
-            best = min_q_function(self.critic, observation)(candidates).argmax(dim=0)
-            actions = candidates[best, th.arange(candidates.shape[1])]
-        return actions
+        if not (deterministic and self.distribution == "gaussian_mixture"):
+            return super()._predict(observation, deterministic)
+        # Of the components' means, the one that the critics like best (as haarnoja/sac did)
+        actor: Any = self.actor
+        policy_dist = actor.action_dist.policy_distribution(actor.dist_params(observation))
+        candidates = actor.action_dist.component_means(policy_dist).movedim(1, 0)
+        best = self.critic_rule.value(self.critic, observation)(candidates).argmax(dim=0)
+        return candidates[best, th.arange(candidates.shape[1])]
+
+
+def critic_arguments(critic: str) -> list[str]:
+    """
+    :param critic: Kind of critic
+    :return: names of its own arguments
+    """
+    constructor = CRITICS[critic].__init__
+    return [] if constructor is object.__init__ else list(inspect.signature(constructor).parameters)[1:]
 
 
 class MlpPolicy(DistributionPolicy):
-    """SAC's MlpPolicy with a choice of action distribution, see ``DistributionPolicy``."""
+    """SAC's MlpPolicy with a choice of action distribution and of critic, see ``DistributionPolicy``."""
 
 
 class CnnPolicy(DistributionPolicy, sac_policies.CnnPolicy):
-    """SAC's CnnPolicy with a choice of action distribution, see ``DistributionPolicy``."""
+    """SAC's CnnPolicy with a choice of action distribution and of critic, see ``DistributionPolicy``."""
 
 
 class MultiInputPolicy(DistributionPolicy, sac_policies.MultiInputPolicy):
-    """SAC's MultiInputPolicy with a choice of action distribution, see ``DistributionPolicy``."""
+    """SAC's MultiInputPolicy with a choice of action distribution and of critic, see ``DistributionPolicy``."""

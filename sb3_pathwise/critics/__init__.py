@@ -1,0 +1,14 @@
+"""
+Critics, by the name that ``policy_kwargs=dict(critic=...)`` gives them: a file each, and a line here.
+
+``base.py`` says what a critic is. Networks live in the policy, the update in ``update.py``.
+"""
+
+from sb3_pathwise.critics.base import ActionValue, Critic
+from sb3_pathwise.critics.twin import TwinCritic
+
+__all__ = ["CRITICS", "ActionValue", "Critic"]
+
+CRITICS: dict[str, type[Critic]] = {
+    "twin": TwinCritic,
+}

@@ -1,0 +1,1 @@
+"""Guards: what is refused, stopped or warned about."""

@@ -1,0 +1,184 @@
+"""
+Arguments of our own that cannot work, and routes that are none, are refused by name, before a weight changes.
+
+SAC's arguments are checked in ``arguments.py``.
+"""
+
+import copy
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
+from stable_baselines3.sac.policies import SACPolicy
+
+from sb3_pathwise import arguments, routes
+from sb3_pathwise.distributions import draw_actions
+from sb3_pathwise.guards.undisturbed import undisturbed
+from sb3_pathwise.objective import surrogate_of_objective
+from sb3_pathwise.policies import DistributionPolicy
+
+if TYPE_CHECKING:
+    from sb3_pathwise.learner import ActorCritic
+
+PRECISIONS = ("float32", "bfloat16")
+_BUILT_IN = (routes.pathwise, routes.likelihood_ratio, routes.measure_valued, routes.mixed)
+_CHECKED: "WeakSet[ActorCritic]" = WeakSet()
+
+
+def check_early_arguments(cls: type["ActorCritic"], policy: Any, device: Any, policy_kwargs: Any) -> None:
+    """
+    Those that the constructors of SB3 use at once.
+
+    :param cls: The algorithm
+    :param policy: Name or class of the policy
+    :param device: Device on which the code should run
+    :param policy_kwargs: Arguments of the policy, or ``None``
+    :raises ValueError: if one of them is of no use
+    """
+    if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, SACPolicy)):
+        raise ValueError(
+            f"policy: {getattr(policy, '__name__', repr(policy))} is not a SACPolicy. {cls.__name__} takes SAC's "
+            "policies, and loads models saved by SAC or by another algorithm of sb3_pathwise; load other models with "
+            "their own class."
+        )
+    arguments.check_early_arguments(device, policy_kwargs)
+
+
+def check_model(model: "ActorCritic") -> None:
+    """
+    :param model: The model, before its networks are made
+    :raises ValueError: if an argument is out of range, or two of them exclude each other
+    """
+    # Again, for models that were loaded
+    check_early_arguments(type(model), model.policy_class, model.device, model.policy_kwargs)
+    arguments.check_arguments(model)
+    if issubclass(model.policy_class, SACMultiInputPolicy) and not isinstance(model.observation_space, spaces.Dict):
+        raise ValueError(
+            f"policy: MultiInputPolicy needs a Dict observation space, not {model.observation_space}; "
+            "use MlpPolicy (vectors) or CnnPolicy (images)."
+        )
+    _check_distribution(model)
+    _check_route_arguments(model)
+    if not isinstance(model.policy_delay, int) or model.policy_delay < 1:
+        raise ValueError(f"policy_delay must be an integer of at least 1, got {model.policy_delay!r}.")
+    if model.max_grad_norm is not None and not (isinstance(model.max_grad_norm, (int, float)) and model.max_grad_norm > 0):
+        raise ValueError(f"max_grad_norm must be positive, or None not to clip, got {model.max_grad_norm!r}.")
+    if model.precision not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(map(repr, PRECISIONS))}, got {model.precision!r}.")
+
+
+def _check_distribution(model: "ActorCritic") -> None:
+    distribution = model.policy_kwargs.get("distribution", "squashed_gaussian")
+    if distribution in DistributionPolicy.distributions and distribution not in model.supported_distributions:
+        family: Any = next(base for base in type(model).__mro__ if base.__name__ == "ActorCritic")
+        others = [cls.__name__ for cls in family.__subclasses__() if distribution in cls.supported_distributions]
+        raise ValueError(
+            f"distribution={distribution!r} cannot be used by {type(model).__name__}, whose gradient needs one of "
+            f"{', '.join(model.supported_distributions)}. Use {' or '.join(others)} with it."
+        )
+
+
+def _check_route_arguments(model: "ActorCritic") -> None:
+    own = model.route_arguments()
+    for name in ("n_action_samples", "baseline"):
+        if name not in own and getattr(model, name) is not None:
+            raise ValueError(f"{name}: the route of {type(model).__name__} has no such argument, leave it out.")
+    if "n_action_samples" in own and not (
+        isinstance(model.n_action_samples, int) and model.n_action_samples >= model.min_action_samples
+    ):
+        raise ValueError(
+            f"n_action_samples must be an integer of at least {model.min_action_samples}, got {model.n_action_samples!r}."
+        )
+    if "baseline" in own:
+        if model.baseline not in routes.BASELINES:
+            raise ValueError(f"baseline must be one of {', '.join(routes.BASELINES)}, got {model.baseline!r}.")
+        if model.baseline == "leave_one_out" and model.n_action_samples == 1:
+            raise ValueError(
+                "baseline='leave_one_out' compares an action with the others of its state and needs "
+                "n_action_samples of at least 2, got 1. Draw more, or use baseline='mean_action'."
+            )
+
+
+def check_own_route(model: "ActorCritic") -> None:
+    """
+    Try a route that somebody else has written, on the untrained model.
+
+    :param model: The model, its networks being made
+    :raises ValueError: if it has no route, or the route does not keep to its contract
+    """
+    cls = type(model)
+    if overrides_surrogate(cls):
+        # It may need what is not there yet, see check_surrogate()
+        return
+    if not hasattr(cls, "route"):
+        raise ValueError(f"{cls.__name__} has no route: set the class attribute `route` to a function as in routes.py.")
+    if cls.route not in _BUILT_IN:
+        space = copy.deepcopy(model.observation_space)
+        samples = [space.sample() for _ in range(2)]
+        stacked: Any = (
+            {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+            if isinstance(samples[0], dict)
+            else np.stack(samples)
+        )
+        obs, _ = model.policy.obs_to_tensor(stacked)
+        with undisturbed(model):
+            model.policy.set_training_mode(False)
+            _try_surrogate(model, obs)
+
+
+def check_surrogate(model: "ActorCritic") -> None:
+    """
+    Try a surrogate that somebody else has written, once, before the first update.
+
+    :param model: The model, about to be updated
+    :raises ValueError: if it does not keep to its contract
+    """
+    if model in _CHECKED:
+        return
+    if overrides_surrogate(type(model)):
+        assert model.replay_buffer is not None
+        with undisturbed(model):
+            _try_surrogate(model, model.replay_buffer.sample(2, env=model._vec_normalize_env).observations)
+    _CHECKED.add(model)
+
+
+def overrides_surrogate(cls: type["ActorCritic"]) -> bool:
+    """
+    :param cls: An algorithm
+    :return: whether its surrogate is more than its route
+    """
+    return not cls.actor_surrogate.__module__.startswith("sb3_pathwise.")
+
+
+def _try_surrogate(model: "ActorCritic", obs: PyTorchObs) -> None:
+    name = "actor_surrogate" if overrides_surrogate(type(model)) else getattr(type(model).route, "__name__", "route")
+    if model.use_sde:
+        model.actor.reset_noise()
+    draw = draw_actions(model.actor, obs)
+    ent_coef = th.ones((), device=model.device)
+    value = model.critic_rule.value(model.critic, obs)
+    try:
+        surrogate = surrogate_of_objective(model.actor_surrogate, draw, value, ent_coef, model.samples_gaussian_entropy)
+    except NotImplementedError as error:
+        base = draw.policy_dist.base
+        if base.has_rsample:
+            raise
+        raise ValueError(
+            f"{name} of {type(model).__name__} needs rsample, which {type(base).__name__} has not: choose another "
+            "policy_kwargs=dict(distribution=...), or a route that needs no more than sample and log_prob."
+        ) from error
+    if not isinstance(surrogate, th.Tensor) or surrogate.shape != draw.log_prob.shape:
+        got = tuple(surrogate.shape) if isinstance(surrogate, th.Tensor) else type(surrogate).__name__
+        raise ValueError(
+            f"{name} of {type(model).__name__} must return a surrogate of shape {tuple(draw.log_prob.shape)}, one for each "
+            f"state, got {got}."
+        )
+    if not surrogate.requires_grad and any(param.requires_grad for param in model.actor.parameters()):
+        raise ValueError(
+            f"{name} of {type(model).__name__} returns a surrogate that cannot be differentiated: its gradient with respect "
+            "to the distribution's parameters must be the route's estimate (see sb3_pathwise.routes)."
+        )
