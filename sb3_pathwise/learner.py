@@ -24,8 +24,6 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
-from sb3_pathwise.alarms import CheckedSAC, DeferredChecks, check_descent, warn_of_traps
-from sb3_pathwise.arguments import check_arguments, check_early_arguments
 from sb3_pathwise.cuda_graph import CapturableAdam, GraphedUpdate, reason_not_to_capture, sample_on_host
 from sb3_pathwise.distributions import PolicyDistribution, policy_distribution, squashed_gaussian
 from sb3_pathwise.fast import (
@@ -38,6 +36,14 @@ from sb3_pathwise.fast import (
     fused_q_networks,
     scalar,
     warn_if_slow,
+)
+from sb3_pathwise.guards import (
+    CheckedSAC,
+    DeferredChecks,
+    check_arguments,
+    check_descent,
+    check_early_arguments,
+    warn_of_traps,
 )
 from sb3_pathwise.policies import (
     CnnPolicy,

@@ -41,8 +41,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_pathwise import LikelihoodRatioAC, PathwiseAC
-from sb3_pathwise.alarms import NonFiniteError
 from sb3_pathwise.callbacks import GradientProbeCallback
+from sb3_pathwise.guards import NonFiniteError
 from sb3_pathwise.persistence import ExactCheckpointCallback, RestorableEnv, resume, storage
 from sb3_pathwise.persistence.environments import NotRestorableError
 
