@@ -25,10 +25,10 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from sb3_pathwise import compare as compare_module
-from sb3_pathwise.compare import comparison_of, main, make_parser, print_failures
+from sb3_pathwise.experiments import compare as compare_module
 from sb3_pathwise.experiments import run as run_module
 from sb3_pathwise.experiments import store as store_module
+from sb3_pathwise.experiments.compare import comparison_of, main, make_parser, print_failures
 from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, parse_variant, read_hyperparameters, slug
 from sb3_pathwise.experiments.progress import Display
 from sb3_pathwise.experiments.run import RunManager, build, execute
@@ -399,7 +399,7 @@ def start(output: Path, *more: Any) -> subprocess.Popen[str]:
     """The whole comparison in a process of its own, with its own group, as a terminal has it."""
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-m", "sb3_pathwise.compare", *arguments(output, *more)],
+        [sys.executable, "-m", "sb3_pathwise.experiments.compare", *arguments(output, *more)],
         env=os.environ | {"PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

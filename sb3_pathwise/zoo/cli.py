@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         return fail("", f"there is no command '{name}'; the commands are {', '.join(COMMANDS)}", EXIT_USAGE)
     try:
         if name in OWN_COMMANDS:
-            return importlib.import_module(f"sb3_pathwise.{name}").main(arguments)
+            return importlib.import_module(f"sb3_pathwise.experiments.{name}").main(arguments)
         run_zoo(name, arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

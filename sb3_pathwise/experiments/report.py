@@ -1,7 +1,7 @@
 """
 The command ``sb3-pathwise report``: tables and figures of a comparison, from its folder alone.
 
-Statistics, figures and words are modules of ``experiments``; here they are brought together and written.
+Statistics, figures and words are modules beside this one; here they are brought together and written.
 """
 
 import argparse
