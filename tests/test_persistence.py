@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def learn(model: SAC, *callbacks: BaseCallback, total: int = TOTAL, **kwargs: An
 def forget_last(folder: Path, leave: int = 1) -> None:
     """As if it had been killed before it took the last checkpoints."""
     for checkpoint in storage.checkpoints(folder)[:-leave]:
-        storage._remove(checkpoint)
+        shutil.rmtree(checkpoint)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
