@@ -131,9 +131,7 @@ class FusedEngine(Engine):
             log_prob = draw.log_prob.detach()
             actor_loss = actor_loss.detach()
             metrics |= {"actor_loss": actor_loss, "entropy": -log_prob.mean()}
-            metrics["actor_grad_norm"] = self._descend(
-                model, model.actor.optimizer, self.actor_adam, "actor_loss", actor_loss
-            )
+            metrics["actor_grad_norm"] = self._descend(model, model.actor.optimizer, self.actor_adam, "actor_loss", actor_loss)
             self.actor.refresh()
 
             # The temperature follows the entropy

@@ -46,7 +46,9 @@ class TwinKernel:
         for critic in (model.critic, model.critic_target):
             if type(critic) is not ContinuousCritic:
                 return f"a critic is a {type(critic).__name__}, not SAC's"
-            if [id(getattr(critic, f"qf{i}", None)) for i in range(len(critic.q_networks))] != list(map(id, critic.q_networks)):
+            if [id(getattr(critic, f"qf{i}", None)) for i in range(len(critic.q_networks))] != list(
+                map(id, critic.q_networks)
+            ):
                 return "critic.q_networks and critic.qf0, qf1, ... are not the same networks"
             for q_net in critic.q_networks:
                 reason = reason_not_mlp(q_net)
