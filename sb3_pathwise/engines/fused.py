@@ -14,14 +14,14 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
-from torch.distributions import Normal
 from torch.nn.modules import module as torch_module
 
-from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh, independent
+from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh
 from sb3_pathwise.engines.base import Engine
 from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
 from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
-from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, squash
+from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
 from sb3_pathwise.objective import surrogate_of_objective
 from sb3_pathwise.update import Metrics
@@ -47,10 +47,12 @@ class FusedEngine(Engine):
         self.actor_adam = AdamKernel(model.actor.optimizer)
         self.critic_adam = AdamKernel(model.critic.optimizer)
         self.ent_coef_adam = None if model.ent_coef_optimizer is None else AdamKernel(model.ent_coef_optimizer)
-        self.actor = GaussianActor(model.actor, self.actor_adam, low_dtype)
-        self.critic = TwinKernel(model, self.critic_adam, low_dtype)
+        workspace = Workspace()
+        self.actor = GaussianActor(model.actor, self.actor_adam, workspace, low_dtype)
+        self.critic = TwinKernel(model, self.critic_adam, workspace, low_dtype)
         self.dtype = self.actor_adam.grad.dtype
         self.epsilon: float = model.actor.action_dist.epsilon  # type: ignore[union-attr]
+        self.tanh = SACTanh(self.epsilon)
         self.is_flat = _is_flat(model.actor)
 
     @staticmethod
@@ -92,15 +94,13 @@ class FusedEngine(Engine):
         # Draw, both states' policies at once
         n_rows = len(actions)
         all_features = th.cat([features, next_features]) if update_actor else next_features
-        activations, mean_actions, log_std = self.actor.forward(all_features)
-        noise = th.randn(len(all_features), actions.shape[1], dtype=self.dtype) if not update_actor else None
-        if update_actor:
-            # In SAC's order
-            noise, next_noise = (th.randn(n_rows, actions.shape[1], dtype=self.dtype) for _ in range(2))
-        else:
-            next_noise = noise
-        next_log_std = log_std[-n_rows:].clamp(LOG_STD_MIN, LOG_STD_MAX)
-        _, next_actions, next_log_prob = squash(mean_actions[-n_rows:], next_log_std, next_noise, self.epsilon)
+        trace = self.actor.forward(all_features)
+        # In SAC's order
+        noise = [th.randn(n_rows, actions.shape[1], dtype=self.dtype) for _ in range(1 + update_actor)]
+        next_mean_actions, next_log_std = trace.output[-n_rows:].chunk(2, dim=1)
+        _, next_actions, next_log_prob, _, _ = squash(
+            next_mean_actions, next_log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), noise[-1], self.epsilon
+        )
 
         # The critics descend their loss
         critic_loss, target_q_values = self.critic.loss(
@@ -120,16 +120,16 @@ class FusedEngine(Engine):
         if update_actor:
             # The actor climbs the surrogate, a graph that begins with the outputs of its network
             with th.enable_grad():
-                leaves = tuple(output[:n_rows].detach().requires_grad_() for output in (mean_actions, log_std))
-                draw = self._draw(*leaves, noise)
+                leaves = [output.detach().requires_grad_() for output in trace.output[:n_rows].chunk(2, dim=1)]
+                draw = self._draw(*leaves, noise[0])
                 surrogate = surrogate_of_objective(
                     model.actor_surrogate, draw, self.critic.value(features), ent_coef, model.samples_gaussian_entropy
                 )
-                actor_loss = -surrogate.mean()
-            grads = th.autograd.grad(actor_loss, leaves, materialize_grads=True)
-            self.actor.backward(grads, [activation[:n_rows] for activation in activations])
+            # Of minus its mean
+            grads = th.autograd.grad(surrogate, leaves, th.full_like(surrogate, -1 / n_rows), materialize_grads=True)
+            self.actor.backward(grads, trace.rows(slice(n_rows)))
             log_prob = draw.log_prob.detach()
-            actor_loss = actor_loss.detach()
+            actor_loss = -surrogate.detach().mean()
             metrics |= {"actor_loss": actor_loss, "entropy": -log_prob.mean()}
             metrics["actor_grad_norm"] = self._descend(model, model.actor.optimizer, self.actor_adam, "actor_loss", actor_loss)
             self.actor.refresh()
@@ -152,11 +152,9 @@ class FusedEngine(Engine):
             return obs.flatten(1).float().to(self.dtype)
         return model.actor.extract_features(obs, model.actor.features_extractor).to(self.dtype)  # type: ignore[arg-type]
 
-    def _draw(self, mean_actions: th.Tensor, log_std: th.Tensor, noise: Any) -> PolicyDraw:
-        x, actions, log_prob = SquashedGaussianDraw.apply(mean_actions, log_std, noise, self.epsilon)
-        std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
-        base = independent(Normal(mean_actions, std, validate_args=False))
-        return PolicyDraw(PolicyDistribution(base, SACTanh(self.epsilon)), x, actions, log_prob)
+    def _draw(self, mean_actions: th.Tensor, log_std: th.Tensor, noise: th.Tensor) -> PolicyDraw:
+        x, actions, log_prob, std = SquashedGaussianDraw.apply(mean_actions, log_std, noise, self.epsilon)
+        return PolicyDraw(PolicyDistribution(diagonal_gaussian(mean_actions, std), self.tanh), x, actions, log_prob)
 
     @staticmethod
     def _descend(

@@ -68,6 +68,14 @@ class AdamKernel:
         ]
         self.one = th.ones(())
 
+    def grads_of(self, layers: list[tuple[th.Tensor, th.Tensor]]) -> list[tuple[th.Tensor, th.Tensor]]:
+        """
+        :param layers: Pairs of parameters of the optimizer
+        :return: their gradients
+        """
+        grads = dict(zip(map(id, self.params), self.grads, strict=True))
+        return [(grads[id(weight)], grads[id(bias)]) for weight, bias in layers]
+
     def grad_norm(self) -> th.Tensor:
         """
         :return: norm of the gradient, a scalar
