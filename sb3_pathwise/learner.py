@@ -7,7 +7,6 @@ What an update does is in ``update.py``, who executes it in ``engines/``. What d
 
 import inspect
 import io
-import itertools
 import pathlib
 import statistics
 from collections import defaultdict
@@ -249,7 +248,7 @@ class ActorCritic(CheckedSAC):
         check_surrogate(self)
         engine = choose_engine(self)
         engine.begin(self)
-        metrics: dict[str, list[th.Tensor]] = defaultdict(list)
+        metrics: dict[str, list[th.Tensor | float]] = defaultdict(list)
         for gradient_step in range(gradient_steps):
             replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             update_actor = (self._n_updates + gradient_step + 1) % self.policy_delay == 0
@@ -260,9 +259,8 @@ class ActorCritic(CheckedSAC):
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        flat = iter(th.stack(list(itertools.chain(*metrics.values()))).tolist() if metrics else ())
         for name, values in metrics.items():
-            self.logger.record(f"train/{name}", statistics.fmean(itertools.islice(flat, len(values))))
+            self.logger.record(f"train/{name}", statistics.fmean(map(float, values)))
         warn_of_traps(self, gradient_steps)
 
     def check_descent(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NETWORKS = ("actor", "critic", "critic_target")
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
 
 
@@ -25,7 +26,11 @@ def fingerprint(model: "ActorCritic") -> tuple[object, ...]:
     # An own attribute of an instance may hide a method: their number is looked at
     prints += [len(vars(model)), model.engine, model.precision, model.use_sde, id(model.ent_coef_optimizer)]
     prints += [id(model.log_ent_coef), id(getattr(model.actor, "action_dist", None))]
-    modules: list[Any] = [model.policy, model.actor, model.critic, getattr(model, "critic_target", None)]
+    # SB3's aliases are the policy's networks, unless somebody has replaced them on one side only
+    modules: list[Any] = [model.policy]
+    modules += [
+        network for name in _NETWORKS if (network := getattr(model, name, None)) is not getattr(model.policy, name, None)
+    ]
     add = prints.append
     for module in modules:
         if module is None:

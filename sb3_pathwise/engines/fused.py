@@ -81,15 +81,15 @@ class FusedEngine(Engine):
     def _update(
         self, model: "ActorCritic", replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool
     ) -> Metrics:
-        ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
-        metrics = {"ent_coef": ent_coef.squeeze()}
+        ent_coef = float(model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp())
+        metrics: Metrics = {"ent_coef": ent_coef}
         features, next_features = (
             self._features(model, obs) for obs in (replay_data.observations, replay_data.next_observations)
         )
         actions, rewards, dones = (
             tensor.to(self.dtype) for tensor in (replay_data.actions, replay_data.rewards, replay_data.dones)
         )
-        discounts = (1 - dones) * (model.gamma if replay_data.discounts is None else replay_data.discounts)
+        discounts = th.rsub(dones, 1).mul_(model.gamma if replay_data.discounts is None else replay_data.discounts)
 
         # Draw, both states' policies at once
         n_rows = len(actions)
@@ -128,20 +128,18 @@ class FusedEngine(Engine):
             # Of minus its mean
             grads = th.autograd.grad(surrogate, leaves, th.full_like(surrogate, -1 / n_rows), materialize_grads=True)
             self.actor.backward(grads, trace.rows(slice(n_rows)))
-            log_prob = draw.log_prob.detach()
-            actor_loss = -surrogate.detach().mean()
-            metrics |= {"actor_loss": actor_loss, "entropy": -log_prob.mean()}
+            actor_loss, log_prob = -surrogate.detach().mean(), draw.log_prob.detach().mean()
+            metrics |= {"actor_loss": actor_loss, "entropy": -log_prob.item()}
             metrics["actor_grad_norm"] = self._descend(model, model.actor.optimizer, self.actor_adam, "actor_loss", actor_loss)
             self.actor.refresh()
 
             # The temperature follows the entropy
             if self.ent_coef_adam is not None and model.log_ent_coef is not None:
                 assert isinstance(model.target_entropy, float) and model.ent_coef_optimizer is not None
-                grad = self.ent_coef_adam.grads[0].fill_(0).sub_((log_prob + model.target_entropy).mean())
-                metrics["ent_coef_loss"] = (model.log_ent_coef.detach() * grad).squeeze()
-                self._descend(
-                    model, model.ent_coef_optimizer, self.ent_coef_adam, "ent_coef_loss", metrics["ent_coef_loss"], clip=False
-                )
+                grad = self.ent_coef_adam.grads[0].fill_(-log_prob.item() - model.target_entropy)
+                ent_coef_loss = model.log_ent_coef * grad
+                metrics["ent_coef_loss"] = ent_coef_loss
+                self._descend(model, model.ent_coef_optimizer, self.ent_coef_adam, "ent_coef_loss", ent_coef_loss, clip=False)
 
         if update_targets:
             self.critic.follow(model.tau)

@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_pathwise.engines.kernels.linear import Workspace, linear, product, product_into, relu_backward
 
-# Products with fewer rows or columns take as long in bfloat16 as in float32
+# Smaller layers take as long in bfloat16 as in float32
 MIN_WIDTH = 64
 Layer = tuple[th.Tensor, th.Tensor]
 
@@ -64,7 +64,7 @@ class MLP:
     :param layers: Weight and bias of each layer
     :param workspace: Memory for intermediate results, which networks may share
     :param grads: Where to write the layers' gradients, if ever
-    :param low_dtype: dtype of the products between hidden layers, if it is another one
+    :param low_dtype: dtype of the products of the layers before the last, if it is another one
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class MLP:
         self.layers = layers
         self.workspace = workspace
         self.grads = grads
-        # Of large matrices only: inputs and outputs stay in full precision, and there is nothing to gain
+        # Of the layers before the last one: outputs stay in full precision
         self.low: dict[int, Layer] = {
             i: (weight.detach().to(low_dtype), bias.detach().to(low_dtype))
-            for i, (weight, bias) in enumerate(layers)
-            if low_dtype is not None and min(weight.shape) >= MIN_WIDTH
+            for i, (weight, bias) in enumerate(layers[:-1])
+            if low_dtype is not None and len(weight) >= MIN_WIDTH
         }
 
     @th.no_grad()
@@ -130,14 +130,21 @@ class MLP:
             if i > 0:
                 grad = self._through(i, grad, trace.hidden[i - 1])
 
-    def input_gradient(self, grad: th.Tensor, hidden: Sequence[th.Tensor], columns: slice) -> th.Tensor:
+    def input_gradient(self, weights: th.Tensor, hidden: Sequence[th.Tensor], columns: slice) -> th.Tensor:
         """
-        :param grad: Gradient with respect to the outputs, shape (B, out_features)
-        :param hidden: As in a trace
+        Gradient of a weighted sum of the last hidden layer's outputs, the same for each row.
+
+        :param weights: shape (last hidden width,), or (in_features,) where nothing is hidden
+        :param hidden: As in a trace, of any number of rows
         :param columns: Which inputs' gradient to return
         :return: gradient with respect to those inputs, shape (B, len(columns)), in full precision
         """
-        for i in reversed(range(1, len(self.layers))):
+        if not hidden:
+            return weights[columns].unsqueeze(0)
+        y = hidden[-1]
+        out = self.workspace.get(("grad", len(hidden)), *y.shape, y.dtype)
+        grad = relu_backward(weights.to(y.dtype).expand_as(y), y, 0, grad_input=out)
+        for i in reversed(range(1, len(hidden))):
             grad = self._through(i, grad, hidden[i - 1])
         weight = self.layers[0][0][:, columns]
         return product(grad, weight.to(grad.dtype)).to(weight.dtype)

@@ -75,7 +75,7 @@ class TwinKernel:
         next_log_prob: th.Tensor,
         rewards: th.Tensor,
         discounts: th.Tensor,
-        ent_coef: th.Tensor,
+        ent_coef: float,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         The loss, its gradient being written.
@@ -89,16 +89,16 @@ class TwinKernel:
         :return: loss, a scalar; the target, shape (B, 1)
         """
         next_q_values = _smallest([network.forward(next_inputs).output for network in self.targets])
-        next_q_values = next_q_values - (ent_coef * next_log_prob).unsqueeze(1)
+        next_q_values = th.sub(next_q_values, next_log_prob.unsqueeze(1), alpha=ent_coef)
         target_q_values = th.addcmul(rewards, discounts, next_q_values)
         losses = []
         for network in self.networks:
             trace = network.forward(inputs)
             td_error = trace.output.sub_(target_q_values)
-            losses.append(th.linalg.vector_norm(td_error))
+            losses.append(th.dot(td_error.view(-1), td_error.view(-1)))
             # Of half the squared error, averaged over the batch
             network.backward(td_error.mul_(1 / len(td_error)), trace)
-        return th.stack(losses).square_().sum().mul_(0.5 / len(inputs)), target_q_values
+        return th.stack(losses).sum().mul_(0.5 / len(inputs)), target_q_values
 
     def follow(self, tau: float) -> None:
         """
@@ -161,23 +161,27 @@ class SmallestQ(th.autograd.Function):
 def _smallest_with_gradient(inputs: th.Tensor, first_action: int, networks: list[MLP]) -> tuple[th.Tensor, th.Tensor]:
     # The gradient at once, while weights and activations are in the cache: a value depends on its own action only
     traces = [network.forward(inputs, name=i) for i, network in enumerate(networks)]
-    values, gradient = _smallest([trace.output for trace in traces]), None
+    outputs = [trace.output for trace in traces]
+    gradient = th.empty_like(inputs[:, first_action:])
     for i, (network, trace) in enumerate(zip(networks, traces, strict=True)):
         # Of equal values the first counts, as in th.min()
-        is_smallest = trace.output == values
-        for other in traces[:i]:
-            is_smallest &= other.output != values
-        rows = is_smallest.flatten().nonzero().squeeze(1)
-        ones = inputs.new_ones(len(rows), 1)
-        hidden = [
-            th.index_select(part, 0, rows, out=network.workspace.get(("rows", j), len(rows), part.shape[1], part.dtype))
-            for j, part in enumerate(trace.hidden)
-        ]
-        part = network.input_gradient(ones, hidden, slice(first_action, None))
-        gradient = inputs.new_empty(len(inputs), part.shape[1]) if gradient is None else gradient
-        gradient.index_copy_(0, rows, part)
-    assert gradient is not None
-    return values.squeeze(1), gradient
+        is_smallest = None
+        for j, other in enumerate(outputs):
+            if j != i:
+                comparison = th.lt(outputs[i], other) if j < i else th.le(outputs[i], other)
+                is_smallest = comparison if is_smallest is None else is_smallest & comparison
+        hidden = trace.hidden
+        if is_smallest is not None:
+            rows = is_smallest.view(-1).nonzero().view(-1)
+            hidden = [
+                th.index_select(part, 0, rows, out=network.workspace.get(("rows", j), len(rows), part.shape[1], part.dtype))
+                for j, part in enumerate(hidden)
+            ]
+        part = network.input_gradient(network.layers[-1][0][0], hidden, slice(first_action, None))
+        if is_smallest is None:
+            return outputs[0].squeeze(1), part.expand_as(gradient)
+        gradient.index_copy_(0, rows, part.expand(len(rows), -1))
+    return _smallest(outputs).squeeze(1), gradient
 
 
 def _smallest(q_values: list[th.Tensor]) -> th.Tensor:
