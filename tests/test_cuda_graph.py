@@ -18,9 +18,9 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch.profiler import profile
 
 from sb3_pathwise import LikelihoodRatioAC, PathwiseAC
-from sb3_pathwise.alarms import NonFiniteError
 from sb3_pathwise.engines import choose_engine, cuda_graph
 from sb3_pathwise.engines.cuda_graph import WARM_UP_UPDATES, CudaGraphEngine, StaticBatch, reason_not_to_record
+from sb3_pathwise.guards import NonFiniteError
 from sb3_pathwise.routes import pathwise
 
 DICTIONARY: dict[str, Any] = {

@@ -25,9 +25,9 @@ from torch.distributions import Distribution
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sb3_pathwise.alarms import DeferredChecks
 from sb3_pathwise.critics.twin import TwinCritic
 from sb3_pathwise.engines.base import Engine
+from sb3_pathwise.guards import DeferredChecks
 from sb3_pathwise.update import Metrics, update
 
 if TYPE_CHECKING:

@@ -1,0 +1,73 @@
+"""SAC's actor, from features to mean and log standard deviation, differentiated by hand."""
+
+from collections.abc import Sequence
+
+import torch as th
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.sac.policies import Actor
+
+from sb3_pathwise.engines.kernels.adam import AdamKernel
+from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.mlp import MLP, Layer, Trace, parameters, reason_not_mlp
+
+
+class GaussianActor:
+    """
+    The actor's network, its two heads being one layer.
+
+    :param actor: Actor, for which ``reason_not`` is ``None``
+    :param adam: Its optimizer
+    :param workspace: Memory for intermediate results
+    :param low_dtype: dtype of the products between hidden layers, if it is another one
+    """
+
+    def __init__(self, actor: Actor, adam: AdamKernel, workspace: Workspace, low_dtype: th.dtype | None) -> None:
+        layers = parameters(actor.latent_pi)
+        self.heads: list[Layer] = [(head.weight, head.bias) for head in (actor.mu, actor.log_std)]  # type: ignore[union-attr]
+        self.head_grads = adam.grads_of(self.heads)
+        self.joint, self.joint_grads = _joint(self.heads), _joint(self.head_grads)
+        self.mlp = MLP([*layers, self.joint], workspace, [*adam.grads_of(layers), self.joint_grads], low_dtype)
+
+    @staticmethod
+    def reason_not(actor: Actor) -> str | None:
+        """
+        :param actor: Any actor
+        :return: why it is not SAC's own, or ``None``
+        """
+        if type(actor) is not Actor:
+            return f"the actor is a {type(actor).__name__}, not SAC's"
+        if type(actor.action_dist) is not SquashedDiagGaussianDistribution:
+            return f"its distribution is {type(actor.action_dist).__name__}, not a squashed Gaussian"
+        if any(type(head) is not th.nn.Linear or head.bias is None for head in (actor.mu, actor.log_std)):
+            return "its heads are not Linear"
+        return reason_not_mlp(actor.latent_pi)
+
+    @th.no_grad()
+    def refresh(self) -> None:
+        """To be called when the parameters have changed."""
+        for joint, parts in zip(self.joint, zip(*self.heads, strict=True), strict=True):
+            th.cat(parts, out=joint)
+        self.mlp.refresh()
+
+    def forward(self, features: th.Tensor) -> Trace:
+        """
+        :param features: shape (B, features_dim)
+        :return: for ``backward``, the output being mean and log standard deviation, before SAC clamps it, shape (B, 2 d)
+        """
+        return self.mlp.forward(features, name="actor")
+
+    def backward(self, grads: Sequence[th.Tensor], trace: Trace) -> None:
+        """
+        Write the gradients of all parameters.
+
+        :param grads: Gradients with respect to mean and log standard deviation
+        :param trace: What ``forward`` returned
+        """
+        self.mlp.backward(th.cat(tuple(grads), dim=1), trace)
+        for joint, parts in zip(self.joint_grads, zip(*self.head_grads, strict=True), strict=True):
+            th._foreach_copy_(list(parts), list(joint.chunk(2)))
+
+
+def _joint(layers: list[Layer]) -> Layer:
+    weights, biases = zip(*layers, strict=True)
+    return th.cat(weights).detach(), th.cat(biases).detach()

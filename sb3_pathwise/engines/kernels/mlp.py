@@ -1,0 +1,153 @@
+"""Multilayer perceptrons of ``Linear`` and ``ReLU``, differentiated by hand (Rumelhart, Hinton and Williams, 1986)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_pathwise.engines.kernels.linear import Workspace, linear, product, product_into, relu_backward
+
+# Products with fewer rows or columns take as long in bfloat16 as in float32
+MIN_WIDTH = 64
+Layer = tuple[th.Tensor, th.Tensor]
+
+
+def reason_not_mlp(module: nn.Module) -> str | None:
+    """
+    :param module: Any module
+    :return: why it is not ``Linear``, ``ReLU``, ``Linear``, ... with biases, exactly, or ``None``
+    """
+    if type(module) is not nn.Sequential:
+        return f"{type(module).__name__} is not a Sequential"
+    for i, child in enumerate(module):
+        if type(child) is not (nn.ReLU if i % 2 else nn.Linear):
+            return f"it contains {type(child).__name__}, not Linear and ReLU in turn"
+        if type(child) is nn.Linear and child.bias is None:
+            return "a layer has no bias"
+    return None
+
+
+def parameters(module: nn.Module) -> list[Layer]:
+    """
+    :param module: For which ``reason_not_mlp`` is ``None``
+    :return: weight and bias of its layers
+    """
+    return [(child.weight, child.bias) for child in module.children() if isinstance(child, nn.Linear)]
+
+
+class Trace(NamedTuple):
+    """
+    What a network has computed.
+
+    :param inputs: Inputs of each layer, in the dtype of its product
+    :param hidden: Outputs of each layer but the last, after the ReLU, in the lower of the precisions that there are
+    :param output: Output of the network
+    """
+
+    inputs: list[th.Tensor]
+    hidden: list[th.Tensor]
+    output: th.Tensor
+
+    def rows(self, rows: slice) -> "Trace":
+        """
+        :param rows: Neighbouring rows
+        :return: these only
+        """
+        return Trace([x[rows] for x in self.inputs], [x[rows] for x in self.hidden], self.output[rows])
+
+
+class MLP:
+    """
+    The network of some layers, with a ReLU after each but the last.
+
+    :param layers: Weight and bias of each layer
+    :param workspace: Memory for intermediate results, which networks may share
+    :param grads: Where to write the layers' gradients, if ever
+    :param low_dtype: dtype of the products between hidden layers, if it is another one
+    """
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        workspace: Workspace,
+        grads: list[Layer] | None = None,
+        low_dtype: th.dtype | None = None,
+    ) -> None:
+        self.layers = layers
+        self.workspace = workspace
+        self.grads = grads
+        # Of large matrices only: inputs and outputs stay in full precision, and there is nothing to gain
+        self.low: dict[int, Layer] = {
+            i: (weight.detach().to(low_dtype), bias.detach().to(low_dtype))
+            for i, (weight, bias) in enumerate(layers)
+            if low_dtype is not None and min(weight.shape) >= MIN_WIDTH
+        }
+
+    @th.no_grad()
+    def refresh(self) -> None:
+        """To be called when the layers have changed: bring their copies of low precision up to date."""
+        for i, copies in self.low.items():
+            th._foreach_copy_(list(copies), list(self.layers[i]))
+
+    def forward(self, x: th.Tensor, name: object = None) -> Trace:
+        """
+        :param x: Inputs, shape (B, in_features)
+        :param name: Name of the memory for the hidden layers: the next network that uses it overwrites them
+        :return: its output, and what ``backward`` needs
+        """
+        inputs: list[th.Tensor] = []
+        hidden: list[th.Tensor] = []
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            weight, bias = self.low.get(i, layer)
+            if x.dtype is not weight.dtype:
+                x = self.workspace.get((name, i, "cast"), *x.shape, weight.dtype).copy_(x)
+                if i > 0 and i in self.low:
+                    hidden[-1] = x
+            inputs.append(x)
+            if i == last:
+                return Trace(inputs, hidden, linear(x, weight, bias, relu=False))
+            x = linear(x, weight, bias, relu=True, out=self.workspace.get((name, i), len(x), len(bias), x.dtype))
+            hidden.append(x)
+        raise ValueError("no layers")
+
+    def backward(self, grad: th.Tensor, trace: Trace) -> None:
+        """
+        Write the gradients of the layers.
+
+        :param grad: Gradient with respect to the outputs, shape (B, out_features)
+        :param trace: What ``forward`` returned
+        """
+        assert self.grads is not None
+        for i in reversed(range(len(self.layers))):
+            grad_weight, grad_bias = self.grads[i]
+            if grad.dtype is grad_bias.dtype:
+                th.sum(grad, 0, out=grad_bias)
+            else:
+                grad_bias.copy_(grad.sum(0, dtype=grad_bias.dtype))
+            product_into(grad.t(), trace.inputs[i].to(grad.dtype), grad_weight)
+            if i > 0:
+                grad = self._through(i, grad, trace.hidden[i - 1])
+
+    def input_gradient(self, grad: th.Tensor, hidden: Sequence[th.Tensor], columns: slice) -> th.Tensor:
+        """
+        :param grad: Gradient with respect to the outputs, shape (B, out_features)
+        :param hidden: As in a trace
+        :param columns: Which inputs' gradient to return
+        :return: gradient with respect to those inputs, shape (B, len(columns)), in full precision
+        """
+        for i in reversed(range(1, len(self.layers))):
+            grad = self._through(i, grad, hidden[i - 1])
+        weight = self.layers[0][0][:, columns]
+        return product(grad, weight.to(grad.dtype)).to(weight.dtype)
+
+    def _through(self, i: int, grad: th.Tensor, y: th.Tensor) -> th.Tensor:
+        weight, _ = self.low.get(i, self.layers[i])
+        out = self.workspace.get(("grad", i), *y.shape, y.dtype)
+        if grad.shape[1] == 1:
+            # The product of a column and a row
+            grad = th.mul(grad.to(y.dtype), weight.to(y.dtype), out=out)
+        else:
+            grad = product(grad.to(weight.dtype), weight, out if weight.dtype is y.dtype else None).to(y.dtype)
+        return relu_backward(grad, y, 0, grad_input=grad)

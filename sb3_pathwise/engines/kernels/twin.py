@@ -1,0 +1,187 @@
+"""SAC's critic: the loss and its gradient, and the smallest of the networks as a function of the action."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from stable_baselines3.common.policies import ContinuousCritic
+from torch.autograd.function import once_differentiable
+
+from sb3_pathwise.critics import ActionValue
+from sb3_pathwise.critics.twin import TwinCritic
+from sb3_pathwise.engines.kernels.adam import AdamKernel
+from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.mlp import MLP, parameters, reason_not_mlp
+
+if TYPE_CHECKING:
+    from sb3_pathwise.learner import ActorCritic
+
+
+class TwinKernel:
+    """
+    ``critics/twin.py`` by hand.
+
+    :param model: The model, for which ``reason_not`` is ``None``
+    :param adam: The critics' optimizer
+    :param workspace: Memory for intermediate results
+    :param low_dtype: dtype of the products between hidden layers, if it is another one
+    """
+
+    def __init__(self, model: "ActorCritic", adam: AdamKernel, workspace: Workspace, low_dtype: th.dtype | None) -> None:
+        layers = [parameters(q_net) for q_net in model.critic.q_networks]
+        self.networks = [MLP(part, workspace, adam.grads_of(part), low_dtype) for part in layers]
+        self.targets = [MLP(parameters(q_net), workspace, None, low_dtype) for q_net in model.critic_target.q_networks]
+        self.params, self.target_params = (
+            [param for network in networks for layer in network.layers for param in layer]
+            for networks in (self.networks, self.targets)
+        )
+
+    @staticmethod
+    def reason_not(model: "ActorCritic") -> str | None:
+        """
+        :param model: Any model
+        :return: why its critic is not SAC's own, or ``None``
+        """
+        if type(model.critic_rule) is not TwinCritic:
+            return f"of the critic {type(model.critic_rule).__name__} it knows nothing"
+        for critic in (model.critic, model.critic_target):
+            if type(critic) is not ContinuousCritic:
+                return f"a critic is a {type(critic).__name__}, not SAC's"
+            if [id(getattr(critic, f"qf{i}", None)) for i in range(len(critic.q_networks))] != list(
+                map(id, critic.q_networks)
+            ):
+                return "critic.q_networks and critic.qf0, qf1, ... are not the same networks"
+            for q_net in critic.q_networks:
+                reason = reason_not_mlp(q_net)
+                if reason is not None:
+                    return f"of a critic, {reason}"
+        if len(model.critic.q_networks) != len(model.critic_target.q_networks):
+            return "there are more critics than targets, or fewer"
+        return None
+
+    def refresh(self) -> None:
+        """To be called when the critics' parameters have changed."""
+        for network in self.networks:
+            network.refresh()
+
+    def refresh_targets(self) -> None:
+        """To be called when the targets' parameters have changed."""
+        for network in self.targets:
+            network.refresh()
+
+    def loss(
+        self,
+        inputs: th.Tensor,
+        next_inputs: th.Tensor,
+        next_log_prob: th.Tensor,
+        rewards: th.Tensor,
+        discounts: th.Tensor,
+        ent_coef: th.Tensor,
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The loss, its gradient being written.
+
+        :param inputs: Features and actions, shape (B, features_dim + d)
+        :param next_inputs: The same at the next state
+        :param next_log_prob: Log-probability of the next actions, shape (B,)
+        :param rewards: shape (B, 1)
+        :param discounts: What the value of the next state counts, 0 at the end of an episode, shape (B, 1)
+        :param ent_coef: Entropy coefficient, a scalar
+        :return: loss, a scalar; the target, shape (B, 1)
+        """
+        next_q_values = _smallest([network.forward(next_inputs).output for network in self.targets])
+        next_q_values = next_q_values - (ent_coef * next_log_prob).unsqueeze(1)
+        target_q_values = th.addcmul(rewards, discounts, next_q_values)
+        losses = []
+        for network in self.networks:
+            trace = network.forward(inputs)
+            td_error = trace.output.sub_(target_q_values)
+            losses.append(th.linalg.vector_norm(td_error))
+            # Of half the squared error, averaged over the batch
+            network.backward(td_error.mul_(1 / len(td_error)), trace)
+        return th.stack(losses).square_().sum().mul_(0.5 / len(inputs)), target_q_values
+
+    def follow(self, tau: float) -> None:
+        """
+        The targets follow.
+
+        :param tau: The soft update coefficient
+        """
+        th._foreach_lerp_(self.target_params, self.params, tau)
+        self.refresh_targets()
+
+    def value(self, features: th.Tensor) -> ActionValue:
+        """
+        :param features: shape (B, features_dim)
+        :return: as ``critics.twin.min_q_values``
+        """
+
+        def value(actions: th.Tensor) -> th.Tensor:
+            if th.is_grad_enabled() and actions.requires_grad:
+                return SmallestQ.apply(actions, features, self.networks)
+            # One sample at a time, so that activations stay in the cache
+            inputs = th.cat([features, actions[0]], dim=1)
+            values = []
+            for a in actions:
+                inputs[:, features.shape[1] :] = a
+                values.append(_smallest([network.forward(inputs).output for network in self.networks]))
+            return th.cat(values, dim=1).t()
+
+        return value
+
+
+class SmallestQ(th.autograd.Function):
+    """The smallest of the critics as a function of the action: no gradient is spent on weights, nor on the other critics."""
+
+    @staticmethod
+    def forward(ctx: Any, actions: th.Tensor, features: th.Tensor, networks: list[MLP]) -> th.Tensor:  # type: ignore[override]
+        """
+        :param ctx: What ``backward`` needs to know
+        :param actions: shape (n, B, d)
+        :param features: shape (B, features_dim)
+        :param networks: The critics
+        :return: values, shape (n, B)
+        """
+        results = [_smallest_with_gradient(th.cat([features, a], dim=1), features.shape[1], networks) for a in actions]
+        values, gradients = zip(*results, strict=True)
+        ctx.save_for_backward(th.stack(gradients))
+        return th.stack(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None, None]:  # type: ignore[override]
+        """
+        :param ctx: What ``forward`` left
+        :param grad: Gradient with respect to the values
+        :return: gradient with respect to the actions
+        """
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.unsqueeze(-1), None, None
+
+
+def _smallest_with_gradient(inputs: th.Tensor, first_action: int, networks: list[MLP]) -> tuple[th.Tensor, th.Tensor]:
+    # The gradient at once, while weights and activations are in the cache: a value depends on its own action only
+    traces = [network.forward(inputs, name=i) for i, network in enumerate(networks)]
+    values, gradient = _smallest([trace.output for trace in traces]), None
+    for i, (network, trace) in enumerate(zip(networks, traces, strict=True)):
+        # Of equal values the first counts, as in th.min()
+        is_smallest = trace.output == values
+        for other in traces[:i]:
+            is_smallest &= other.output != values
+        rows = is_smallest.flatten().nonzero().squeeze(1)
+        ones = inputs.new_ones(len(rows), 1)
+        hidden = [
+            th.index_select(part, 0, rows, out=network.workspace.get(("rows", j), len(rows), part.shape[1], part.dtype))
+            for j, part in enumerate(trace.hidden)
+        ]
+        part = network.input_gradient(ones, hidden, slice(first_action, None))
+        gradient = inputs.new_empty(len(inputs), part.shape[1]) if gradient is None else gradient
+        gradient.index_copy_(0, rows, part)
+    assert gradient is not None
+    return values.squeeze(1), gradient
+
+
+def _smallest(q_values: list[th.Tensor]) -> th.Tensor:
+    smallest = q_values[0]
+    for other in q_values[1:]:
+        smallest = th.minimum(smallest, other)
+    return smallest
