@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sb3_pathwise.engines.base import Engine
+from sb3_pathwise.engines.cuda_graph import CudaGraphEngine
 from sb3_pathwise.engines.eager import EagerEngine
 from sb3_pathwise.engines.fingerprint import fingerprint
 from sb3_pathwise.engines.fused import FusedEngine
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
 #: By name, the fastest first
-ENGINES: dict[str, type[Engine]] = {"fused": FusedEngine, "eager": EagerEngine}
+ENGINES: dict[str, type[Engine]] = {"cuda_graph": CudaGraphEngine, "fused": FusedEngine, "eager": EagerEngine}
 # Not chosen by itself
 OPT_IN = ("cuda_graph",)
 
