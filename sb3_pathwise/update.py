@@ -37,7 +37,7 @@ def update(agent: "ActorCritic", replay_data: ReplayBufferSamples, update_actor:
     if agent.use_sde:
         agent.actor.reset_noise()
     ent_coef = agent.ent_coef_tensor if agent.log_ent_coef is None else th.exp(agent.log_ent_coef.detach())
-    metrics: Metrics = {"ent_coef": ent_coef}
+    metrics: Metrics = {"ent_coef": ent_coef.squeeze()}
 
     # Draw
     draw = draw_actions(agent.actor, obs) if update_actor and critic_rule.actor_draws_first else None

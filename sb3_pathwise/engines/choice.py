@@ -41,9 +41,11 @@ def choose_engine(model: "ActorCritic", at_construction: bool = False) -> Engine
     :param model: The model, its networks and optimizers being made
     :param at_construction: Whether an engine for ``model.precision`` is to be insisted on: later, after a change that none can
         follow, the plain update runs
-    :return: the engine
+    :return: the engine; at construction none is made
     :raises ValueError: if a named engine cannot run the model, with the reason; at construction, if none can in the precision
     """
+    if model.engine not in ("auto", *ENGINES):
+        raise ValueError(f"engine must be 'auto' or one of {', '.join(map(repr, ENGINES))}, got {model.engine!r}.")
     prints = fingerprint(model)
     choice = _CHOICES.get(model)
     if choice is not None and choice.fingerprint == prints:
@@ -68,9 +70,11 @@ def choose_engine(model: "ActorCritic", at_construction: bool = False) -> Engine
             )
         warnings.warn(f"precision={model.precision!r}: no engine can run this model in it any more, float32 is used ({text}).")
         name = "eager"
-    engine = ENGINES[name](model)
+    # An untrained model stays as it is: engines may create the state of its optimizers
+    engine = EagerEngine(model) if at_construction else ENGINES[name](model)
     # Taken anew: an engine may have created the state of an optimizer
-    _CHOICES[model] = _Choice(engine, fingerprint(model))
+    if not at_construction:
+        _CHOICES[model] = _Choice(engine, fingerprint(model))
     return engine
 
 

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
@@ -112,7 +112,7 @@ class CudaGraphEngine(Engine):
                 param.grad = grad
             # One operation; the next replay overwrites the original
             metrics = graph()
-            return dict(zip(metrics, th.stack(list(metrics.values())).unbind(), strict=True))
+            return dict(zip(metrics, th.stack(cast(list[th.Tensor], list(metrics.values()))).unbind(), strict=True))
 
         def plain() -> Metrics:
             return update(model, batch.samples, update_actor, update_targets)

@@ -23,6 +23,7 @@ from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
 from sb3_pathwise.engines.kernels.linear import Workspace
 from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
+from sb3_pathwise.guards.undisturbed import undisturbed
 from sb3_pathwise.objective import surrogate_of_objective
 from sb3_pathwise.update import Metrics
 
@@ -121,7 +122,7 @@ class FusedEngine(Engine):
             # The actor climbs the surrogate, a graph that begins with the outputs of its network
             with th.enable_grad():
                 leaves = [output.detach().requires_grad_() for output in trace.output[:n_rows].chunk(2, dim=1)]
-                draw = self._draw(*leaves, noise[0])
+                draw = self._draw(leaves[0], leaves[1], noise[0])
                 surrogate = surrogate_of_objective(
                     model.actor_surrogate, draw, self.critic.value(features), ent_coef, model.samples_gaussian_entropy
                 )
@@ -205,7 +206,7 @@ def _reason_not_modules(model: "ActorCritic") -> str | None:
                     if not param.is_contiguous():
                         return f"a parameter of {name} is not contiguous"
                     dtypes.add(param.dtype)
-        if any(True for _ in network.features_extractor.parameters()):
+        if next(network.features_extractor.parameters(), None) is not None:  # type: ignore[union-attr]
             return "the features extractor learns"
     if len(dtypes) != 1 or not dtypes <= {th.float32, th.float64}:
         return f"its parameters are of {', '.join(sorted(map(str, dtypes)))}"
@@ -228,7 +229,23 @@ def _reason_not_optimizers(model: "ActorCritic") -> str | None:
 
 
 def _reason_not_route(model: "ActorCritic") -> str | None:
-    """A route that reaches more than it is given, the actor's weights by a closure say, is not to be cut off from it."""
     if _is_ours(type(model).route):
         return None
+    # A route that reaches more than it is given, the actor's weights by a closure say, is not to be cut off from it
+    d = model.action_space.shape[0] if model.action_space.shape else 1
+    with undisturbed(model), th.enable_grad():
+        leaves = [th.zeros(2, d, requires_grad=True) for _ in range(2)]
+        x, actions, log_prob, std = SquashedGaussianDraw.apply(*leaves, th.zeros(2, d), SACTanh().epsilon)
+        draw = PolicyDraw(PolicyDistribution(diagonal_gaussian(leaves[0], std), SACTanh()), x, actions, log_prob)
+        surrogate = surrogate_of_objective(model.actor_surrogate, draw, lambda actions: actions.sum(dim=-1), 1.0)
+    nodes = [surrogate.grad_fn]
+    seen = set(nodes)
+    for node in nodes:
+        if node is not None:
+            variable = getattr(node, "variable", None)
+            if variable is not None and not any(variable is leaf for leaf in leaves):
+                return f"its route, {type(model).route.__name__}, reaches parameters beside those of the distribution"
+            new = {parent for parent, _ in node.next_functions} - seen
+            seen |= new
+            nodes += new
     return None

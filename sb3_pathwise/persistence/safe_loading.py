@@ -134,7 +134,7 @@ def _plain_arguments(cls: type[SAC], path: str | os.PathLike[str], data: dict[st
     arguments: dict[str, Any] = {}
     pickled: list[str] = []
     # Another class's arguments of the route mean something else
-    foreign = getattr(cls, "route_arguments", dict)() if data.get("algorithm_name") != cls.__name__ else ()
+    foreign: dict[str, Any] = getattr(cls, "route_arguments", dict)() if data.get("algorithm_name") != cls.__name__ else {}
     for name, parameter in inspect.signature(cls).parameters.items():
         key = "_stats_window_size" if name == "stats_window_size" else name
         if name in foreign or key not in data:

@@ -1,6 +1,7 @@
 """SAC's actor, from features to mean and log standard deviation, differentiated by hand."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
@@ -23,7 +24,8 @@ class GaussianActor:
 
     def __init__(self, actor: Actor, adam: AdamKernel, workspace: Workspace, low_dtype: th.dtype | None) -> None:
         layers = parameters(actor.latent_pi)
-        self.heads: list[Layer] = [(head.weight, head.bias) for head in (actor.mu, actor.log_std)]  # type: ignore[union-attr]
+        heads: list[Any] = [actor.mu, actor.log_std]
+        self.heads: list[Layer] = [(head.weight, head.bias) for head in heads]
         self.head_grads = adam.grads_of(self.heads)
         self.joint, self.joint_grads = _joint(self.heads), _joint(self.head_grads)
         self.mlp = MLP([*layers, self.joint], workspace, [*adam.grads_of(layers), self.joint_grads], low_dtype)

@@ -8,6 +8,7 @@ depends on machine, dtype and shapes alone, so that the same seed gives the same
 import functools
 import pathlib
 import platform
+from collections.abc import Sequence
 
 import torch as th
 
@@ -26,14 +27,14 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: dict[tuple[object, int, th.dtype], th.Tensor] = {}
 
-    def get(self, name: object, n_rows: int, n_columns: int, dtype: th.dtype) -> th.Tensor:
+    def get(self, name: object, shape: Sequence[int], dtype: th.dtype) -> th.Tensor:
         """
         :param name: Who asks
-        :param n_rows: Number of rows
-        :param n_columns: Number of columns
+        :param shape: Numbers of rows and columns
         :param dtype: dtype
-        :return: memory of any content, shape (n_rows, n_columns)
+        :return: memory of any content and that shape
         """
+        n_rows, n_columns = shape
         key = (name, n_columns, dtype)
         buffer = self._buffers.get(key)
         if buffer is None or len(buffer) < n_rows:

@@ -102,13 +102,13 @@ class MLP:
         for i, layer in enumerate(self.layers):
             weight, bias = self.low.get(i, layer)
             if x.dtype is not weight.dtype:
-                x = self.workspace.get((name, i, "cast"), *x.shape, weight.dtype).copy_(x)
+                x = self.workspace.get((name, i, "cast"), x.shape, weight.dtype).copy_(x)
                 if i > 0 and i in self.low:
                     hidden[-1] = x
             inputs.append(x)
             if i == last:
                 return Trace(inputs, hidden, linear(x, weight, bias, relu=False))
-            x = linear(x, weight, bias, relu=True, out=self.workspace.get((name, i), len(x), len(bias), x.dtype))
+            x = linear(x, weight, bias, relu=True, out=self.workspace.get((name, i), (len(x), len(bias)), x.dtype))
             hidden.append(x)
         raise ValueError("no layers")
 
@@ -142,7 +142,7 @@ class MLP:
         if not hidden:
             return weights[columns].unsqueeze(0)
         y = hidden[-1]
-        out = self.workspace.get(("grad", len(hidden)), *y.shape, y.dtype)
+        out = self.workspace.get(("grad", len(hidden)), y.shape, y.dtype)
         grad = relu_backward(weights.to(y.dtype).expand_as(y), y, 0, grad_input=out)
         for i in reversed(range(1, len(hidden))):
             grad = self._through(i, grad, hidden[i - 1])
@@ -151,7 +151,7 @@ class MLP:
 
     def _through(self, i: int, grad: th.Tensor, y: th.Tensor) -> th.Tensor:
         weight, _ = self.low.get(i, self.layers[i])
-        out = self.workspace.get(("grad", i), *y.shape, y.dtype)
+        out = self.workspace.get(("grad", i), y.shape, y.dtype)
         if grad.shape[1] == 1:
             # The product of a column and a row
             grad = th.mul(grad.to(y.dtype), weight.to(y.dtype), out=out)

@@ -174,7 +174,7 @@ def _smallest_with_gradient(inputs: th.Tensor, first_action: int, networks: list
         if is_smallest is not None:
             rows = is_smallest.view(-1).nonzero().view(-1)
             hidden = [
-                th.index_select(part, 0, rows, out=network.workspace.get(("rows", j), len(rows), part.shape[1], part.dtype))
+                th.index_select(part, 0, rows, out=network.workspace.get(("rows", j), (len(rows), part.shape[1]), part.dtype))
                 for j, part in enumerate(hidden)
             ]
         part = network.input_gradient(network.layers[-1][0][0], hidden, slice(first_action, None))
