@@ -8,7 +8,6 @@ depends on machine, dtype and shapes alone, so that the same seed gives the same
 import functools
 import pathlib
 import platform
-from collections.abc import Sequence
 
 import torch as th
 
@@ -27,19 +26,19 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: dict[tuple[object, int, th.dtype], th.Tensor] = {}
 
-    def get(self, name: object, shape: Sequence[int], dtype: th.dtype) -> th.Tensor:
+    def get(self, name: object, n_rows: int, n_columns: int, dtype: th.dtype) -> th.Tensor:
         """
         :param name: Who asks
-        :param shape: Numbers of rows and columns
+        :param n_rows: Number of rows
+        :param n_columns: Number of columns
         :param dtype: dtype
-        :return: memory of any content and that shape
+        :return: memory of any content, shape (n_rows, n_columns)
         """
-        n_rows, n_columns = shape
         key = (name, n_columns, dtype)
         buffer = self._buffers.get(key)
-        if buffer is None or len(buffer) < n_rows:
+        if buffer is None or buffer.shape[0] < n_rows:
             buffer = self._buffers[key] = th.empty(n_rows, n_columns, dtype=dtype)
-        return buffer if len(buffer) == n_rows else buffer[:n_rows]
+        return buffer if buffer.shape[0] == n_rows else buffer[:n_rows]
 
 
 @functools.cache
@@ -60,20 +59,19 @@ def _is_intel() -> bool:
         return "Intel" in platform.processor()
 
 
-def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor, relu: bool, out: th.Tensor | None = None) -> th.Tensor:
+def linear_relu(x: th.Tensor, weight: th.Tensor, weight_t: th.Tensor, bias: th.Tensor, out: th.Tensor) -> th.Tensor:
     """
     :param x: Inputs, shape (B, in_features)
     :param weight: shape (out_features, in_features)
+    :param weight_t: Its transpose
     :param bias: shape (out_features,)
-    :param relu: Whether a ReLU follows
     :param out: Memory that may be used for the outputs
-    :return: outputs, shape (B, out_features)
+    :return: outputs after a ReLU, shape (B, out_features)
     """
-    # In bfloat16, PyTorch's plain products are oneDNN's already
-    if len(bias) >= _MIN_WIDTH and (uses_onednn(x.dtype) or (relu and x.dtype is th.bfloat16 and _onednn is not None)):
-        return _onednn(x, weight, bias, "relu" if relu else "none", [], "")  # type: ignore[misc]
-    y = th.addmm(bias, x, weight.t(), out=out)
-    return y.relu_() if relu else y
+    # In bfloat16, PyTorch's plain products are oneDNN's already, but for the ReLU
+    if uses_onednn(x.dtype) or (_onednn is not None and x.dtype is th.bfloat16):
+        return _onednn(x, weight, bias, "relu", [], "")  # type: ignore[misc]
+    return th.addmm(bias, x, weight_t, out=out).relu_()
 
 
 def product(a: th.Tensor, b: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
@@ -83,7 +81,7 @@ def product(a: th.Tensor, b: th.Tensor, out: th.Tensor | None = None) -> th.Tens
     :param out: Memory that may be used for the result, of the same dtype
     :return: ``a @ b``
     """
-    if min(len(a), b.shape[1]) >= _MIN_WIDTH and uses_onednn(a.dtype):
+    if uses_onednn(a.dtype) and min(a.shape[0], b.shape[1]) >= _MIN_WIDTH:
         return _onednn(a, b.t(), None, "none", [], "")  # type: ignore[misc]
     return th.mm(a, b) if out is None else th.mm(a, b, out=out)
 

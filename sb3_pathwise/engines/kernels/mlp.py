@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_pathwise.engines.kernels.linear import Workspace, linear, product, product_into, relu_backward
+from sb3_pathwise.engines.kernels.linear import Workspace, linear_relu, product, product_into, relu_backward
 
 # Smaller layers take as long in bfloat16 as in float32
 MIN_WIDTH = 64
@@ -74,15 +74,19 @@ class MLP:
         grads: list[Layer] | None = None,
         low_dtype: th.dtype | None = None,
     ) -> None:
-        self.layers = layers
+        self.layers = [(weight.detach(), bias.detach()) for weight, bias in layers]
         self.workspace = workspace
         self.grads = grads
         # Of the layers before the last one: outputs stay in full precision
         self.low: dict[int, Layer] = {
-            i: (weight.detach().to(low_dtype), bias.detach().to(low_dtype))
-            for i, (weight, bias) in enumerate(layers[:-1])
-            if low_dtype is not None and len(weight) >= MIN_WIDTH
+            i: (weight.to(low_dtype), bias.to(low_dtype))
+            for i, (weight, bias) in enumerate(self.layers[:-1])
+            if low_dtype is not None and weight.shape[0] >= MIN_WIDTH
         }
+        # What a product takes: the weights as they are stored, and their transposes
+        used = [self.low.get(i, layer) for i, layer in enumerate(self.layers)]
+        self.used = [(weight, weight.t(), bias) for weight, bias in used]
+        self._memory: dict[tuple[object, int], list[tuple[th.Tensor | None, th.Tensor | None]]] = {}
 
     @th.no_grad()
     def refresh(self) -> None:
@@ -98,19 +102,31 @@ class MLP:
         """
         inputs: list[th.Tensor] = []
         hidden: list[th.Tensor] = []
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            weight, bias = self.low.get(i, layer)
-            if x.dtype is not weight.dtype:
-                x = self.workspace.get((name, i, "cast"), x.shape, weight.dtype).copy_(x)
-                if i > 0 and i in self.low:
-                    hidden[-1] = x
+        for (weight, weight_t, bias), (cast, out) in zip(self.used, self._memory_for(x, name), strict=True):
+            if cast is not None:
+                if hidden and cast.dtype is not th.float32:
+                    hidden[-1] = cast
+                x = cast.copy_(x)
             inputs.append(x)
-            if i == last:
-                return Trace(inputs, hidden, linear(x, weight, bias, relu=False))
-            x = linear(x, weight, bias, relu=True, out=self.workspace.get((name, i), (len(x), len(bias)), x.dtype))
+            if out is None:
+                return Trace(inputs, hidden, th.addmm(bias, x, weight_t))
+            x = linear_relu(x, weight, weight_t, bias, out)
             hidden.append(x)
-        raise ValueError("no layers")
+        raise ValueError("a network needs a layer")
+
+    def _memory_for(self, x: th.Tensor, name: object) -> list[tuple[th.Tensor | None, th.Tensor | None]]:
+        """For each layer, where to convert its inputs and where to write its outputs, if at all."""
+        key = (name, x.shape[0])
+        memory = self._memory.get(key)
+        if memory is None:
+            memory, dtype = [], x.dtype
+            for i, (weight, _, _) in enumerate(self.used):
+                cast = self.workspace.get((name, i, "cast"), x.shape[0], weight.shape[1], weight.dtype)
+                out = self.workspace.get((name, i), x.shape[0], weight.shape[0], weight.dtype)
+                memory.append((None if weight.dtype is dtype else cast, None if i == len(self.used) - 1 else out))
+                dtype = weight.dtype
+            self._memory[key] = memory
+        return memory
 
     def backward(self, grad: th.Tensor, trace: Trace) -> None:
         """
@@ -122,11 +138,12 @@ class MLP:
         assert self.grads is not None
         for i in reversed(range(len(self.layers))):
             grad_weight, grad_bias = self.grads[i]
+            x = trace.inputs[i]
             if grad.dtype is grad_bias.dtype:
                 th.sum(grad, 0, out=grad_bias)
             else:
                 grad_bias.copy_(grad.sum(0, dtype=grad_bias.dtype))
-            product_into(grad.t(), trace.inputs[i].to(grad.dtype), grad_weight)
+            product_into(grad.t(), x if x.dtype is grad.dtype else x.to(grad.dtype), grad_weight)
             if i > 0:
                 grad = self._through(i, grad, trace.hidden[i - 1])
 
@@ -142,7 +159,7 @@ class MLP:
         if not hidden:
             return weights[columns].unsqueeze(0)
         y = hidden[-1]
-        out = self.workspace.get(("grad", len(hidden)), y.shape, y.dtype)
+        out = self.workspace.get(("grad", len(hidden)), y.shape[0], y.shape[1], y.dtype)
         grad = relu_backward(weights.to(y.dtype).expand_as(y), y, 0, grad_input=out)
         for i in reversed(range(1, len(hidden))):
             grad = self._through(i, grad, hidden[i - 1])
@@ -150,11 +167,14 @@ class MLP:
         return product(grad, weight.to(grad.dtype)).to(weight.dtype)
 
     def _through(self, i: int, grad: th.Tensor, y: th.Tensor) -> th.Tensor:
-        weight, _ = self.low.get(i, self.layers[i])
-        out = self.workspace.get(("grad", i), y.shape, y.dtype)
+        weight, _, _ = self.used[i]
+        dtype = y.dtype
+        out = self.workspace.get(("grad", i), y.shape[0], y.shape[1], dtype)
         if grad.shape[1] == 1:
             # The product of a column and a row
-            grad = th.mul(grad.to(y.dtype), weight.to(y.dtype), out=out)
+            grad = th.mul(grad.to(dtype), weight.to(dtype), out=out)
+        elif weight.dtype is dtype:
+            grad = product(grad.to(dtype), weight, out)
         else:
-            grad = product(grad.to(weight.dtype), weight, out if weight.dtype is y.dtype else None).to(y.dtype)
+            grad = product(grad.to(weight.dtype), weight).to(dtype)
         return relu_backward(grad, y, 0, grad_input=grad)

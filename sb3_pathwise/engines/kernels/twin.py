@@ -97,8 +97,8 @@ class TwinKernel:
             td_error = trace.output.sub_(target_q_values)
             losses.append(th.dot(td_error.view(-1), td_error.view(-1)))
             # Of half the squared error, averaged over the batch
-            network.backward(td_error.mul_(1 / len(td_error)), trace)
-        return th.stack(losses).sum().mul_(0.5 / len(inputs)), target_q_values
+            network.backward(td_error.mul_(1 / inputs.shape[0]), trace)
+        return th.stack(losses).sum().mul_(0.5 / inputs.shape[0]), target_q_values
 
     def follow(self, tau: float) -> None:
         """
@@ -173,14 +173,15 @@ def _smallest_with_gradient(inputs: th.Tensor, first_action: int, networks: list
         hidden = trace.hidden
         if is_smallest is not None:
             rows = is_smallest.view(-1).nonzero().view(-1)
+            n_rows = rows.shape[0]
             hidden = [
-                th.index_select(part, 0, rows, out=network.workspace.get(("rows", j), (len(rows), part.shape[1]), part.dtype))
+                th.index_select(part, 0, rows, out=network.workspace.get(("rows", j), n_rows, part.shape[1], part.dtype))
                 for j, part in enumerate(hidden)
             ]
         part = network.input_gradient(network.layers[-1][0][0], hidden, slice(first_action, None))
         if is_smallest is None:
             return outputs[0].squeeze(1), part.expand_as(gradient)
-        gradient.index_copy_(0, rows, part.expand(len(rows), -1))
+        gradient.index_copy_(0, rows, part.expand(n_rows, -1))
     return _smallest(outputs).squeeze(1), gradient
 
 
