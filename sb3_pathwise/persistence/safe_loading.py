@@ -134,7 +134,7 @@ def _plain_arguments(cls: type[SAC], path: str | os.PathLike[str], data: dict[st
     arguments: dict[str, Any] = {}
     pickled: list[str] = []
     # Another class's arguments of the route mean something else
-    foreign = getattr(cls, "route_arguments", ()) if data.get("algorithm_name") != cls.__name__ else ()
+    foreign = getattr(cls, "route_arguments", dict)() if data.get("algorithm_name") != cls.__name__ else ()
     for name, parameter in inspect.signature(cls).parameters.items():
         key = "_stats_window_size" if name == "stats_window_size" else name
         if name in foreign or key not in data:
@@ -168,7 +168,7 @@ def _suits(value: Any, name: str, default: Any) -> bool:
         # "auto" or a number
         return isinstance(value, str) or number
     if default is None:
-        return value is None or number
+        return value is None or number or isinstance(value, str)
     return number if isinstance(default, float) else type(value) is type(default)
 
 
