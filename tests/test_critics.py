@@ -31,7 +31,7 @@ def train_tqc_and_ours(env: Any, policy_kwargs: dict[str, Any] | None = None, **
     dropped = {"top_quantiles_to_drop_per_net": 5} if "n_steps" in kwargs else {}
     # One after the other: they share the global random streams
     theirs = TQC("MlpPolicy", env(), policy_kwargs=networks, **dropped, **kwargs).learn(250, log_interval=1)
-    ours = PathwiseAC("MlpPolicy", env(), policy_kwargs=networks | dropped | {"critic": "quantile"}, **kwargs)
+    ours = PathwiseAC("MlpPolicy", env(), policy_kwargs=networks | dropped | {"critic": "quantile"}, engine="eager", **kwargs)
     return [theirs, ours.learn(250, log_interval=1)]
 
 
@@ -39,7 +39,7 @@ def train_crossq_and_ours(env: Any, policy_kwargs: dict[str, Any] | None = None,
     networks, kwargs = NETWORKS | (policy_kwargs or {}), SMALL | kwargs
     theirs = CrossQ("MlpPolicy", env(), policy_kwargs=networks, **kwargs).learn(250, log_interval=1)
     ours_kwargs = CROSSQ | kwargs | {"policy_kwargs": networks | CROSSQ["policy_kwargs"]}
-    return [theirs, PathwiseAC("MlpPolicy", env(), **ours_kwargs).learn(250, log_interval=1)]
+    return [theirs, PathwiseAC("MlpPolicy", env(), engine="eager", **ours_kwargs).learn(250, log_interval=1)]
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
