@@ -64,6 +64,13 @@ class DistributionActor(Actor):
         return self.action_dist.log_prob_from_params(self.dist_params(obs))
 
 
+class NoTarget(th.nn.Module):
+    """Stands where SAC's target networks are. It has no parameters, and is in no file."""
+
+    def forward(self, *args: th.Tensor) -> th.Tensor:
+        raise ValueError("This critic has no target networks: train it with an algorithm of sb3_pathwise, not with SB3's SAC.")
+
+
 class DistributionPolicy(SACPolicy):
     """
     SAC's policy with a choice of action distribution and of critic.
@@ -125,7 +132,7 @@ class DistributionPolicy(SACPolicy):
         else:
             # SAC's, but for the target networks, whose initialization would draw random numbers
             CrossQPolicy._build(self, lr_schedule)  # type: ignore[arg-type]
-            self.critic_target = th.nn.Module()  # type: ignore[assignment]
+            self.critic_target = NoTarget()  # type: ignore[assignment]
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
         if self.distribution == "squashed_gaussian":
