@@ -41,7 +41,7 @@ def update(agent: "ActorCritic", replay_data: ReplayBufferSamples, update_actor:
 
     # Draw
     draw = draw_actions(agent.actor, obs) if update_actor and critic_rule.actor_draws_first else None
-    with th.no_grad():
+    with th.no_grad(), critic_rule.while_acting(agent.actor):
         next_actions, next_log_prob = agent.actor.action_log_prob(replay_data.next_observations)
 
     # The critics descend their loss

@@ -64,7 +64,7 @@ class FusedEngine(Engine):
             return "gSDE is not a squashed Gaussian"
         if not _is_ours(type(model).actor_surrogate) or "actor_surrogate" in vars(model):
             return "actor_surrogate is overridden, and may reach more than distribution and objective"
-        reason = _reason_not_modules(model) or GaussianActor.reason_not(model.actor) or TwinKernel.reason_not(model)
+        reason = TwinKernel.reason_not(model) or _reason_not_modules(model) or GaussianActor.reason_not(model.actor)
         return reason or _reason_not_optimizers(model) or _reason_not_route(model)
 
     def begin(self, model: "ActorCritic") -> None:
