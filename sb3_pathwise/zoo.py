@@ -115,7 +115,7 @@ def sample_params(
     """
     hyperparams = sample_sac_params(trial, n_actions, n_envs, additional_args)
     hyperparams["n_action_samples"] = trial.suggest_categorical("n_action_samples", ACTION_SAMPLES[algo])
-    if "baseline" in ALGORITHMS[algo].route_arguments:
+    if "baseline" in ALGORITHMS[algo].route_arguments():
         hyperparams["baseline"] = trial.suggest_categorical("baseline", list(BASELINES))
     hyperparams["policy_delay"] = trial.suggest_int("policy_delay", 1, MAX_POLICY_DELAY)
     return hyperparams
