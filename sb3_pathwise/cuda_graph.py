@@ -20,8 +20,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.sac.policies import Actor, ContinuousCritic
 from torch import nn
 
-from sb3_pathwise.alarms import DeferredChecks
 from sb3_pathwise.fast import DropInAdam, FusedMLP, is_plain_adam
+from sb3_pathwise.guards import DeferredChecks
 
 Metrics = dict[str, th.Tensor]
 Update = Callable[[ReplayBufferSamples, bool, bool], Metrics]

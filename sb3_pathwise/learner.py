@@ -22,9 +22,9 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.sac.policies import SACPolicy
 from torch.distributions import Distribution
 
-from sb3_pathwise.alarms import CheckedSAC, check_descent, warn_of_traps
 from sb3_pathwise.critics import CRITICS, Critic
 from sb3_pathwise.engines import choose_engine
+from sb3_pathwise.guards import CheckedSAC, check_descent, warn_of_traps
 from sb3_pathwise.guards.own_arguments import check_early_arguments, check_model, check_own_route, check_surrogate
 from sb3_pathwise.policies import CnnPolicy, DistributionPolicy, MlpPolicy, MultiInputPolicy
 from sb3_pathwise.routes import Objective

@@ -19,10 +19,11 @@ import numpy as np
 import torch as th
 from stable_baselines3 import SAC
 
-from sb3_pathwise import PathwiseAC, alarms, learner
+from sb3_pathwise import PathwiseAC, learner
+from sb3_pathwise.guards import CheckedSAC, traps
 from sb3_pathwise.learner import ActorCritic
 
-STEPS = alarms.UPDATES_BETWEEN_LOOKS
+STEPS = traps.UPDATES_BETWEEN_LOOKS
 BOUND = 1.02
 
 
@@ -32,7 +33,7 @@ def without_alarms() -> Iterator[None]:
         for name in ("check_descent", "warn_of_traps"):
             stack.enter_context(patch.object(learner, name, lambda *_, **__: None))
         for name in ("_setup_learn", "_sample_action", "_store_transition"):
-            stack.enter_context(patch.object(alarms.CheckedSAC, name, getattr(SAC, name)))
+            stack.enter_context(patch.object(CheckedSAC, name, getattr(SAC, name)))
         yield
 
 

@@ -17,8 +17,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_pathwise import LikelihoodRatioAC, PathwiseAC, alarms
-from sb3_pathwise.alarms import NonFiniteError, check_finite, warn_of_traps
+from sb3_pathwise import LikelihoodRatioAC, PathwiseAC
+from sb3_pathwise.guards import NonFiniteError, check_finite, traps, warn_of_traps
 
 STEP = 37
 
@@ -230,7 +230,7 @@ def test_large_numbers_are_finite(make_model: Any) -> None:
 
 
 def test_finite_training_is_silent(make_model: Any, algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alarms, "UPDATES_BETWEEN_LOOKS", 10)
+    monkeypatch.setattr(traps, "UPDATES_BETWEEN_LOOKS", 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_model(algorithm).learn(60)
@@ -247,7 +247,7 @@ def traps_of(model: Any) -> list[str]:
 
 @pytest.fixture
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alarms, "UPDATES_BETWEEN_LOOKS", 10)
+    monkeypatch.setattr(traps, "UPDATES_BETWEEN_LOOKS", 10)
 
 
 class Scaled(gym.Wrapper):
@@ -340,7 +340,7 @@ def test_looking_changes_nothing(make_model: Any, monkeypatch: pytest.MonkeyPatc
     """Neither random streams nor, with batch norm, statistics."""
 
     def weights(interval: int) -> list[th.Tensor]:
-        monkeypatch.setattr(alarms, "UPDATES_BETWEEN_LOOKS", interval)
+        monkeypatch.setattr(traps, "UPDATES_BETWEEN_LOOKS", interval)
         model = make_model(PathwiseAC, make_vec_env(env_id, n_envs=2, seed=0), policy)
         model.learn(80)
         return [*model.policy.state_dict().values()]
@@ -351,7 +351,7 @@ def test_looking_changes_nothing(make_model: Any, monkeypatch: pytest.MonkeyPatc
 def test_looks_only_every_so_often(make_model: Any) -> None:
     model = make_model(PathwiseAC, ent_coef="auto_1e-7", learning_rate=1e-6)
     model.learn(60)
-    model._n_updates = alarms.UPDATES_BETWEEN_LOOKS + 5
+    model._n_updates = traps.UPDATES_BETWEEN_LOOKS + 5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_traps(model, gradient_steps=5)

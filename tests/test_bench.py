@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_pathwise import bench
-from sb3_pathwise.bench import Measurement, Stopwatch, make_model, product_operations, summarize
+from sb3_pathwise.experiments import bench, bench_measure
+from sb3_pathwise.experiments.bench_measure import Measurement, Stopwatch, make_model, product_operations, summarize
 
 
 @pytest.mark.parametrize("algo", ["sac", "pathwise_ac"])
 def test_split_adds_up(monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
     clock = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(bench_measure.time, "perf_counter", lambda: clock[0])
     model = make_model(algo, "Pendulum-v1", width=16)
     model.learn(101)
 
@@ -47,7 +47,7 @@ def test_split_adds_up(monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
 
 def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(bench_measure.time, "perf_counter", lambda: clock[0])
     model = make_model("pathwise_ac", "Pendulum-v1", width=16, gradient_steps=2)
     sample, step = model.replay_buffer.sample, model.env.step
 
@@ -61,7 +61,7 @@ def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(model.replay_buffer, "sample", slow_sample)
     monkeypatch.setattr(model.env, "step", slow_step)
-    measurements = bench.measure({"a": model}, "Pendulum-v1", 1, n_steps=3, repetitions=2)
+    measurements = bench_measure.measure({"a": model}, "Pendulum-v1", 1, n_steps=3, repetitions=2)
     assert [measurement.update_ms for measurement in measurements] == pytest.approx([3000, 3000])
     assert [measurement.steps_per_second for measurement in measurements] == pytest.approx([1 / 10, 1 / 10])
 
@@ -76,7 +76,7 @@ def test_product_operations() -> None:
 
 def test_summary() -> None:
     def measurement(algo: str, speed: float) -> Measurement:
-        return Measurement(algo, "E", 1, speed, 1000 / speed, dict.fromkeys(bench.PARTS, 1.0))
+        return Measurement(algo, "E", 1, speed, 1000 / speed, dict.fromkeys(bench_measure.PARTS, 1.0))
 
     # The machine slowed down from turn to turn; the ratios did not
     speeds = (100, 50, 10)
@@ -87,15 +87,16 @@ def test_summary() -> None:
 
 def test_threads_are_restored() -> None:
     before = th.get_num_threads()
-    with pytest.raises(ZeroDivisionError), bench.torch_threads(before + 1):
+    with pytest.raises(ZeroDivisionError), bench_measure.torch_threads(before + 1):
         assert th.get_num_threads() == before + 1
         1 / 0  # noqa: B018
     assert th.get_num_threads() == before
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(bench, "SCALING", {"batch_size": (("pathwise_ac",), (8, 16)), "n_envs": (("pathwise_ac",), (2,))})
-    monkeypatch.setitem(bench.IMPLEMENTATIONS, "sbx_sac", bench.Implementation("no_such_package", "SAC", {}))
+    varied = {"batch_size": (("pathwise_ac",), (8, 16)), "n_envs": (("pathwise_ac",), (2,))}
+    monkeypatch.setattr(bench_measure, "SCALING", varied)
+    monkeypatch.setitem(bench_measure.IMPLEMENTATIONS, "sbx_sac", bench_measure.Implementation("no_such_package", "SAC", {}))
     monkeypatch.setenv("COLUMNS", "200")
     arguments = "--quick --algos sac pathwise_ac sbx_sac --repetitions 2 --steps 5 --no-memory --output"
     assert bench.main([*arguments.split(), str(tmp_path)]) == 0
@@ -114,7 +115,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_memory_of_a_process() -> None:
     # Python, torch and SB3 alone take more than 100 MB; what this process holds does not count
     ballast = np.ones(2**27)
-    assert 100 < bench.measure_memory("pathwise_ac", "Pendulum-v1") < ballast.nbytes / 2**20
+    assert 100 < bench_measure.measure_memory("pathwise_ac", "Pendulum-v1") < ballast.nbytes / 2**20
 
 
 @pytest.mark.parametrize("arguments", [["--algos", "unknown"], ["--steps", "0"], ["--repetitions", "x"]])

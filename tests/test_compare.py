@@ -25,15 +25,16 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from sb3_pathwise import compare as compare_module
-from sb3_pathwise.compare import comparison_of, main, make_parser, print_failures
+from sb3_pathwise.experiments import compare as compare_module
 from sb3_pathwise.experiments import run as run_module
 from sb3_pathwise.experiments import store as store_module
+from sb3_pathwise.experiments.compare import comparison_of, main, make_parser, print_failures
 from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, parse_variant, read_hyperparameters, slug
 from sb3_pathwise.experiments.progress import Display
 from sb3_pathwise.experiments.run import RunManager, build, execute
 from sb3_pathwise.experiments.schedule import LocalEngine
-from sb3_pathwise.experiments.store import Store, write_atomically
+from sb3_pathwise.experiments.store import Store
+from sb3_pathwise.persistence.atomic import write_atomically
 
 TESTS = Path(__file__).parent
 ALGOS = ["sac", "likelihood_ratio_ac", "likelihood_ratio_ac:n_action_samples=2"]
@@ -399,7 +400,7 @@ def start(output: Path, *more: Any) -> subprocess.Popen[str]:
     """The whole comparison in a process of its own, with its own group, as a terminal has it."""
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-m", "sb3_pathwise.compare", *arguments(output, *more)],
+        [sys.executable, "-m", "sb3_pathwise.experiments.compare", *arguments(output, *more)],
         env=os.environ | {"PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -490,23 +491,29 @@ def test_an_interrupt_does_not_reach_workers_that_are_just_starting(tmp_path: Pa
 
 def test_a_run_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, comparison = small_run(seed=0), Comparison(["sac"], ["Reach-v0"], 1)
-    replace, n_calls = os.replace, 0
+    n_calls = 0
 
-    def pulled_plug(source: Any, target: Any) -> None:
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls == n_allowed:
-            raise KeyboardInterrupt
-        replace(source, target)
+    def until_plug_is_pulled(function: Callable[..., None]) -> Callable[..., None]:
+        def counted(*args: Any) -> None:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == stop_at:
+                raise KeyboardInterrupt
+            function(*args)
 
-    # Every point at which something takes its final name; the manifest is the first
-    for n_allowed in (2, 3, 4, 5):
-        output = tmp_path / f"stopped_{n_allowed}"
+        return counted
+
+    # Every point at which something reaches the disk or takes its final name. The first three are the manifest's; then there
+    # are three files, their folder, and the folder's name
+    for stop_at in range(4, 9):
+        output = tmp_path / f"stopped_{stop_at}"
         n_calls = 0
-        monkeypatch.setattr(store_module.os, "replace", pulled_plug)
-        with pytest.raises(KeyboardInterrupt), Store(output).opened(comparison, [run]) as store:
-            store.save(run, outcome_of(3.0))
-        monkeypatch.setattr(store_module.os, "replace", replace)
+        with monkeypatch.context() as patches:
+            for name in ("fsync", "rename", "replace"):
+                patches.setattr(os, name, until_plug_is_pulled(getattr(os, name)))
+            with pytest.raises(KeyboardInterrupt), Store(output).opened(comparison, [run]) as store:
+                store.save(run, outcome_of(3.0))
+        assert n_calls == stop_at
         with Store(output).opened(comparison, [run]) as store:
             assert not store.finished(run)
             assert not list(output.rglob(".tmp-*"))
@@ -523,7 +530,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full_disk(descriptor: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

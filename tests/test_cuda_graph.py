@@ -16,8 +16,8 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 
 from sb3_pathwise import LikelihoodRatioAC, PathwiseAC, cuda_graph, learner
-from sb3_pathwise.alarms import NonFiniteError
 from sb3_pathwise.cuda_graph import WARM_UP_UPDATES, CapturableAdam, StaticBatch, reason_not_to_record, sample_on_host
+from sb3_pathwise.guards import NonFiniteError
 
 DICTIONARY: dict[str, Any] = {
     "env": "PointDict-v0",

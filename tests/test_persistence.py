@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,8 +42,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_pathwise import LikelihoodRatioAC, PathwiseAC
-from sb3_pathwise.alarms import NonFiniteError
 from sb3_pathwise.callbacks import GradientProbeCallback
+from sb3_pathwise.guards import NonFiniteError
 from sb3_pathwise.persistence import ExactCheckpointCallback, RestorableEnv, resume, storage
 from sb3_pathwise.persistence.environments import NotRestorableError
 
@@ -184,7 +185,7 @@ def learn(model: SAC, *callbacks: BaseCallback, total: int = TOTAL, **kwargs: An
 def forget_last(folder: Path, leave: int = 1) -> None:
     """As if it had been killed before it took the last checkpoints."""
     for checkpoint in storage.checkpoints(folder)[:-leave]:
-        storage._remove(checkpoint)
+        shutil.rmtree(checkpoint)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

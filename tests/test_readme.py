@@ -23,9 +23,9 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 
 import sb3_pathwise
-from sb3_pathwise.cli import COMMANDS
-from sb3_pathwise.compare import comparison_of, make_parser
-from sb3_pathwise.zoo import ALGORITHMS
+from sb3_pathwise.experiments.compare import comparison_of, make_parser
+from sb3_pathwise.zoo.cli import COMMANDS
+from sb3_pathwise.zoo.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

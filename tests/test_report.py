@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 from rliable import metrics
 
-from sb3_pathwise.compare import comparison_of, make_parser
 from sb3_pathwise.experiments import figures, page, palette
+from sb3_pathwise.experiments.compare import comparison_of, make_parser
 from sb3_pathwise.experiments.grid import Comparison, Run
+from sb3_pathwise.experiments.report import Report, main, print_report, write_report
 from sb3_pathwise.experiments.statistics import (
     Duel,
     Estimate,
@@ -31,7 +32,6 @@ from sb3_pathwise.experiments.statistics import (
     probability_of_improvement,
 )
 from sb3_pathwise.experiments.store import Store
-from sb3_pathwise.report import Report, main, print_report, write_report
 
 STEPS = (0, 50, 100)
 ENV = "Pendulum-v1"

@@ -22,7 +22,8 @@ from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3 import SAC
 
-from sb3_pathwise import cli, zoo
+from sb3_pathwise import LikelihoodRatioAC, zoo
+from sb3_pathwise.zoo import cli, registry
 
 # One worker of pytest-xdist trains for all of these tests
 pytestmark = pytest.mark.xdist_group("zoo")
@@ -74,7 +75,7 @@ def script_of(*commands: list[str]) -> str:
     """
     return (
         "import sys\n"
-        "from sb3_pathwise.cli import main\n"
+        "from sb3_pathwise.zoo.cli import main\n"
         f"for command in {list(commands)!r}:\n"
         "    print('$', *command, flush=True)\n"
         "    if main(command) != 0:\n"
@@ -100,7 +101,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
 
 def test_wheel_has_the_command_and_the_configs(wheel: Path) -> None:
     (entry_points,) = wheel.glob("*.dist-info/entry_points.txt")
-    assert "sb3-pathwise = sb3_pathwise.cli:main" in entry_points.read_text()
+    assert "sb3-pathwise = sb3_pathwise.zoo.cli:main" in entry_points.read_text()
     shipped = {path.name: path.read_text() for path in (wheel / "sb3_pathwise" / "zoo_configs").iterdir()}
     assert shipped == {path.name: path.read_text() for path in (ROOT / "zoo_configs").iterdir()}
 
@@ -111,7 +112,7 @@ def test_train_uses_our_config(trained: Path) -> None:
     # From the YAML, and from the command line
     assert config["learning_rate"] == 0.001
     assert config["batch_size"] == 16
-    model = zoo.LikelihoodRatioAC.load(run / "Pendulum-v1.zip")
+    model = LikelihoodRatioAC.load(run / "Pendulum-v1.zip")
     assert model.num_timesteps == 400
     assert model.learning_rate == 0.001 or model.lr_schedule(1) == 0.001
 
@@ -241,7 +242,7 @@ def test_import_leaves_the_zoo_alone(wheel: Path, tmp_path: Path) -> None:
     script = (
         "import sys, gymnasium\n"
         "limit = gymnasium.wrappers.TimeLimit\n"
-        "import sb3_pathwise, sb3_pathwise.cli\n"
+        "import sb3_pathwise, sb3_pathwise.zoo.cli\n"
         "assert gymnasium.wrappers.TimeLimit is limit\n"
         "print({'rl_zoo3', 'matplotlib', 'pandas', 'seaborn', 'optuna'} & sys.modules.keys(), sb3_pathwise.__file__)\n"
     )
@@ -272,7 +273,7 @@ def test_missing_extra_is_one_line(wheel: Path, tmp_path: Path) -> None:
     cases = [("rl_zoo3", "train", "zoo"), ("requests", "enjoy", "zoo"), ("seaborn", "plot_train", "zoo,plots")]
     script = (
         "import sys\n"
-        "from sb3_pathwise.cli import main\n"
+        "from sb3_pathwise.zoo.cli import main\n"
         f"for missing, command, extras in {cases}:\n"
         "    sys.modules[missing] = None\n"
         "    assert main([command, '--help']) == 1\n"
@@ -289,10 +290,10 @@ def test_missing_extra_is_one_line(wheel: Path, tmp_path: Path) -> None:
 def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to call ``cli.main`` in; what it has changed in rl_zoo3 is changed back."""
     monkeypatch.chdir(tmp_path)
-    for registry in (ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER):
-        for key in zoo.ALGORITHMS:
-            monkeypatch.setitem(registry, key, registry.get(key))
-    monkeypatch.setattr(zoo.rl_zoo3.train, "ExperimentManager", zoo.rl_zoo3.train.ExperimentManager)
+    for known in (ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER):
+        for key in registry.ALGORITHMS:
+            monkeypatch.setitem(known, key, known.get(key))
+    monkeypatch.setattr(registry.rl_zoo3.train, "ExperimentManager", registry.rl_zoo3.train.ExperimentManager)
     return tmp_path
 
 
@@ -353,7 +354,7 @@ def test_error_while_learning_keeps_its_traceback(in_process: Path) -> None:
         cli.main(["train", "--algo", "pathwise_ac", "--env", "Broken-v0", "-n", "100", "--eval-freq", "-1", *TINY])
 
 
-@pytest.mark.parametrize("algo", zoo.ALGORITHMS)
+@pytest.mark.parametrize("algo", registry.ALGORITHMS)
 def test_search_space(algo: str, in_process: Path) -> None:
     """What is sampled can be built, and the converter makes the same of a finished trial's parameters."""
     zoo.register()
@@ -364,15 +365,15 @@ def test_search_space(algo: str, in_process: Path) -> None:
         trial = study.ask()
         hyperparams = HYPERPARAMS_SAMPLER[algo](trial, 1, 1, additional_args)
         assert HYPERPARAMS_CONVERTER[algo](trial.params) == hyperparams
-        zoo.ALGORITHMS[algo]("MlpPolicy", "Pendulum-v1", buffer_size=10, **hyperparams)
+        registry.ALGORITHMS[algo]("MlpPolicy", "Pendulum-v1", buffer_size=10, **hyperparams)
         sampled.append(hyperparams)
-    for name in zoo.ALGORITHMS[algo].route_arguments():
+    for name in registry.ALGORITHMS[algo].route_arguments():
         assert len({hyperparams[name] for hyperparams in sampled}) > 1
 
 
 def test_players_need_no_replay_buffer(in_process: Path) -> None:
     """A loaded model keeps everything but the buffer, the arguments of its own route included."""
-    model = zoo.LikelihoodRatioAC("MlpPolicy", "Pendulum-v1", buffer_size=1000, n_action_samples=3, baseline="mean_action")
+    model = LikelihoodRatioAC("MlpPolicy", "Pendulum-v1", buffer_size=1000, n_action_samples=3, baseline="mean_action")
     model.save("model")
     zoo.register(replay_buffer=False)
     player = ALGOS["likelihood_ratio_ac"].load("model")
@@ -383,12 +384,12 @@ def test_players_need_no_replay_buffer(in_process: Path) -> None:
         player.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
     )
     zoo.register()
-    assert ALGOS["likelihood_ratio_ac"] is zoo.LikelihoodRatioAC
+    assert ALGOS["likelihood_ratio_ac"] is LikelihoodRatioAC
     assert ALGOS["sac"] is SAC
 
 
 def test_config_path() -> None:
-    for algo in zoo.ALGORITHMS:
-        assert zoo.config_path(algo) == ROOT / "zoo_configs" / f"{algo}.yml"
+    for algo in registry.ALGORITHMS:
+        assert registry.config_path(algo) == ROOT / "zoo_configs" / f"{algo}.yml"
     with pytest.raises(KeyError, match="pathwise_ac"):
-        zoo.config_path("sac")
+        registry.config_path("sac")

@@ -17,6 +17,7 @@ import yaml
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_pathwise import zoo
+from sb3_pathwise.zoo import registry
 
 FOLDER = Path(__file__).parents[1] / "zoo_configs"
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -29,14 +30,14 @@ TASKS = {
     "default",
 }
 # Names of a route's own arguments, in which the files may differ
-ROUTE_ARGUMENTS = {name for algorithm in zoo.ALGORITHMS.values() for name in algorithm.route_arguments()}
+ROUTE_ARGUMENTS = {name for algorithm in registry.ALGORITHMS.values() for name in algorithm.route_arguments()}
 
 
 def build(algo: str, env_id: str, log_folder: Path, **hyperparams: Any) -> OffPolicyAlgorithm:
     """:return: the model that ``sb3-pathwise train`` would train, without a replay buffer to speak of"""
     zoo.register()
     with contextlib.redirect_stdout(io.StringIO()):
-        manager = zoo.ExperimentManager(
+        manager = registry.ExperimentManager(
             Namespace(), algo, env_id, str(log_folder), eval_freq=-1, hyperparams={"buffer_size": 100, **hyperparams}
         )
         experiment = manager.setup_experiment()
@@ -45,21 +46,21 @@ def build(algo: str, env_id: str, log_folder: Path, **hyperparams: Any) -> OffPo
 
 
 def test_files_are_those_of_the_algorithms() -> None:
-    assert CONFIGS.keys() == zoo.ALGORITHMS.keys()
+    assert CONFIGS.keys() == registry.ALGORITHMS.keys()
 
 
-@pytest.mark.parametrize("algo", zoo.ALGORITHMS)
+@pytest.mark.parametrize("algo", registry.ALGORITHMS)
 def test_all_tasks_are_there(algo: str) -> None:
     assert CONFIGS[algo].keys() == TASKS
 
 
 @pytest.mark.parametrize("env_id", sorted(TASKS))
-@pytest.mark.parametrize("algo", zoo.ALGORITHMS)
+@pytest.mark.parametrize("algo", registry.ALGORITHMS)
 def test_entry_builds_its_model(algo: str, env_id: str, tmp_path: Path) -> None:
     entry = CONFIGS[algo][env_id]
     # An environment that has no entry of its own
     model = build(algo, "PointVector-v0" if env_id == "default" else env_id, tmp_path)
-    assert type(model) is zoo.ALGORITHMS[algo]
+    assert type(model) is registry.ALGORITHMS[algo]
     for name, value in entry.items():
         if name in ("learning_starts", "batch_size", "gamma", "tau", "gradient_steps", "use_sde", "ent_coef"):
             assert getattr(model, name) == value
@@ -71,7 +72,7 @@ def test_entry_builds_its_model(algo: str, env_id: str, tmp_path: Path) -> None:
         assert model.policy.net_arch == eval(entry["policy_kwargs"])["net_arch"]
 
 
-@pytest.mark.parametrize("algo", zoo.ALGORITHMS)
+@pytest.mark.parametrize("algo", registry.ALGORITHMS)
 def test_state_dependent_exploration_learns(algo: str, tmp_path: Path) -> None:
     """The one entry with settings that a route might not bear: gSDE with a narrow policy, large batches, many steps."""
     model = build(algo, "MountainCarContinuous-v0", tmp_path, batch_size=32)

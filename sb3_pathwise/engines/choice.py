@@ -9,12 +9,13 @@ from weakref import WeakKeyDictionary
 from sb3_pathwise.engines.base import Engine
 from sb3_pathwise.engines.eager import EagerEngine
 from sb3_pathwise.engines.fingerprint import fingerprint
+from sb3_pathwise.engines.fused import FusedEngine
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
 #: By name, the fastest first
-ENGINES: dict[str, type[Engine]] = {"eager": EagerEngine}
+ENGINES: dict[str, type[Engine]] = {"fused": FusedEngine, "eager": EagerEngine}
 # Not chosen by itself
 OPT_IN = ("cuda_graph",)
 
@@ -70,6 +71,7 @@ def choose_engine(model: "ActorCritic", at_construction: bool = False) -> Engine
         warnings.warn(f"precision={model.precision!r}: no engine can run this model in it any more, float32 is used ({text}).")
         name = "eager"
     engine = ENGINES[name](model)
+    # Taken anew: an engine may have created the state of an optimizer
     _CHOICES[model] = _Choice(engine, fingerprint(model))
     return engine
 

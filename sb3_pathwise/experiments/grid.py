@@ -396,7 +396,7 @@ def read_hyperparameters(algo: str, env: str, conf: str | None) -> dict[str, Any
     :return: The entry of the environment, or ``default``, before any preprocessing
     :raises ComparisonError: if it cannot be read
     """
-    from sb3_pathwise.zoo import ExperimentManager
+    from sb3_pathwise.zoo.registry import ExperimentManager
 
     with contextlib.redirect_stdout(io.StringIO()):
         manager = ExperimentManager(Namespace(), algo, env, log_folder="", verbose=0, config=conf)

@@ -1,5 +1,5 @@
 """
-The folder of a comparison: what it holds, who may write to it, and how a file or a run's folder comes into being at once.
+The folder of a comparison: what it holds, and who may write to it.
 
 Layout: ``comparison.json`` (the request and its hyperparameters), ``runs/<variant>/<env>/seed_<n>/`` for finished runs only,
 ``failed/`` likewise for those that raised, ``results.csv`` with every evaluation of the finished ones.
@@ -9,9 +9,7 @@ import contextlib
 import csv
 import io
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,37 +17,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, one_line, slug
+from sb3_pathwise.persistence.atomic import synced_file, whole_folder, write_atomically
 
 MANIFEST = "comparison.json"
 COLUMNS = ("algorithm", "environment", "seed", "step", "train_seconds", "return_mean", "return_std", "length_mean")
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """
-    Write a file so that a reader, and a machine that loses power, sees the old content or the new, never a part.
-
-    :param path: Where to
-    :param data: Its content
-    """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # Windows can neither open a folder nor needs to
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_DIRECTORY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def plain(value: Any) -> Any:
@@ -159,13 +130,11 @@ class Store:
 
     def _write_folder(self, folder: Path, files: dict[str, str]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self.output, prefix=".tmp-"))
-        for name, text in files.items():
-            write_atomically(temporary / name, text)
-        temporary.chmod(folder.parent.stat().st_mode & 0o777)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-        _sync_folder(folder.parent)
+        unfinished, doomed = self.output / ".tmp-unfinished", self.output / ".tmp-doomed"
+        with whole_folder(folder, unfinished, doomed):
+            for name, text in files.items():
+                with synced_file(unfinished / name) as file:
+                    file.write(text.encode())
 
 
 _KEPT = ("started", "wall_seconds", "versions", "machine")

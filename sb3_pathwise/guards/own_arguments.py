@@ -15,8 +15,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_pathwise import arguments, routes
+from sb3_pathwise import routes
 from sb3_pathwise.distributions import draw_actions
+from sb3_pathwise.guards import arguments
 from sb3_pathwise.guards.undisturbed import undisturbed
 from sb3_pathwise.objective import surrogate_of_objective
 from sb3_pathwise.policies import DistributionPolicy

@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_pathwise.alarms import NonFiniteError
+from sb3_pathwise.guards import NonFiniteError
 from sb3_pathwise.persistence import storage
 from sb3_pathwise.persistence.environments import check_restorable, knows_whole_state, make_restorable
 from sb3_pathwise.persistence.state import Baseline, fill_replay_buffer, get_state, load_state, set_state, share_spaces

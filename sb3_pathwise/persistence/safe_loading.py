@@ -171,7 +171,7 @@ def _suits(value: Any, name: str, default: Any) -> bool:
         # "auto" or a number
         return isinstance(value, str) or number
     if default is None:
-        return value is None or number
+        return value is None or number or isinstance(value, str)
     return number if isinstance(default, float) else type(value) is type(default)
 
 

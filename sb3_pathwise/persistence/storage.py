@@ -1,17 +1,18 @@
 """
 Folders of checkpoints on disk: written whole or not at all, verified before they are read, the oldest removed.
 
-What the files hold is decided elsewhere; here they are names and bytes.
+What the files hold is decided elsewhere, how they are written so is in ``atomic.py``; here they are names and bytes.
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from sb3_pathwise.persistence.atomic import remove_folder, synced_file, whole_folder
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -40,22 +41,10 @@ class _HashingFile:
         return self.file.write(data)
 
 
-def _sync_folder(path: Path) -> None:
-    # Windows cannot open folders; its renames are journalled
-    if os.name == "posix":
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
 def _write_file(path: Path, writer: Writer) -> dict[str, Any]:
-    with open(path, "wb") as file:
+    with synced_file(path) as file:
         hashing_file = _HashingFile(file)
         writer(hashing_file)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
     return {"size": hashing_file.size, "sha256": hashing_file.sha256.hexdigest()}
 
 
@@ -73,20 +62,11 @@ def write(folder: Path, sequence: int, num_timesteps: int, writers: dict[str, Wr
     """
     name = f"checkpoint_{sequence:06d}_{num_timesteps}_steps"
     unfinished, final = folder / (_UNFINISHED + name), folder / name
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    # A corrupt one may have the name
+    with whole_folder(final, unfinished, _doomed(final)):
         files = {file_name: _write_file(unfinished / file_name, writer) for file_name, writer in writers.items()}
         manifest = json.dumps({"format": FORMAT, "files": files, "info": info}, indent=1).encode()
         _write_file(unfinished / MANIFEST, lambda file: file.write(manifest))
-        _sync_folder(unfinished)
-        # A corrupt one may have the name
-        _remove(final)
-        os.rename(unfinished, final)
-        _sync_folder(folder)
-    except OSError:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return final
 
 
@@ -135,13 +115,8 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     return dict(manifest["info"])
 
 
-def _remove(path: Path) -> None:
-    if path.exists():
-        # Renamed first: half a checkpoint must not look like one
-        doomed = path.with_name(_DOOMED + path.name)
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+def _doomed(checkpoint: Path) -> Path:
+    return checkpoint.with_name(_DOOMED + checkpoint.name)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -153,7 +128,7 @@ def prune(folder: Path, keep: int) -> None:
     :raises OSError: if the file system does not let us
     """
     for path in checkpoints(folder)[keep:]:
-        _remove(path)
+        remove_folder(path, _doomed(path))
 
 
 def remove_unfinished(folder: Path) -> None:

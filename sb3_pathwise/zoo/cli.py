@@ -2,7 +2,7 @@
 The command ``sb3-pathwise``, which is ``python -m sb3_pathwise``: rl_zoo3's commands with our algorithms, and our own.
 
 Only the way to a command is here: its name, its extra, the process that it runs in, and one line for a user's mistake.
-What rl_zoo3 must be taught is in ``zoo.py``; ``compare.py``, ``report.py`` and ``bench.py`` have a ``main`` of their own.
+What rl_zoo3 must be taught is in ``registry.py``; our own commands are modules of ``experiments`` with a ``main``.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         return fail("", f"there is no command '{name}'; the commands are {', '.join(COMMANDS)}", EXIT_USAGE)
     try:
         if name in OWN_COMMANDS:
-            return importlib.import_module(f"sb3_pathwise.{name}").main(arguments)
+            return importlib.import_module(f"sb3_pathwise.experiments.{name}").main(arguments)
         run_zoo(name, arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -142,9 +142,9 @@ def run_zoo(name: str, arguments: list[str]) -> None:
     :param name: the command
     :param arguments: its arguments
     """
-    from sb3_pathwise import zoo
+    from sb3_pathwise.zoo import registry
 
-    zoo.register(replay_buffer=name not in PLAYERS)
+    registry.register(replay_buffer=name not in PLAYERS)
     arguments = with_default_folder(name, arguments)
     with replaced(sys, "argv", [f"sb3-pathwise {name}", *arguments]):
         if name == "train":
@@ -156,8 +156,10 @@ def run_zoo(name: str, arguments: list[str]) -> None:
             with figures_saved_without_display(name), too_few_runs_named():
                 plot()
         else:
+            from sb3_pathwise.zoo.hub import mended_hub
+
             # Scripts without a function, except for enjoy, which is one as well
-            with zoo.mended_hub(), video_tools() if name == "record_training" else contextlib.nullcontext():
+            with mended_hub(), video_tools() if name == "record_training" else contextlib.nullcontext():
                 runpy.run_module(f"rl_zoo3.{name}", run_name="__main__")
 
 
@@ -169,7 +171,7 @@ def with_default_folder(name: str, arguments: list[str]) -> list[str]:
     :param arguments: its arguments
     :return: the arguments, with ``-f logs`` where it is needed
     """
-    from sb3_pathwise.zoo import ALGORITHMS
+    from sb3_pathwise.zoo.registry import ALGORITHMS
 
     if name not in ("enjoy", "record_video", "record_training"):
         return arguments

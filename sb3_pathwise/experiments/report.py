@@ -1,7 +1,7 @@
 """
 The command ``sb3-pathwise report``: tables and figures of a comparison, from its folder alone.
 
-Statistics, figures and words are modules of ``experiments``; here they are brought together and written.
+Statistics, figures and words are modules beside this one; here they are brought together and written.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from sb3_pathwise.experiments import figures, page
 from sb3_pathwise.experiments.grid import ComparisonError, one_line, slug
 from sb3_pathwise.experiments.palette import styles
 from sb3_pathwise.experiments.statistics import Statistics
-from sb3_pathwise.experiments.store import read_manifest, read_results, write_atomically, write_results
+from sb3_pathwise.experiments.store import read_manifest, read_results, write_results
+from sb3_pathwise.persistence.atomic import write_atomically
 
 
 class Report(NamedTuple):

@@ -1,7 +1,7 @@
 """
 The command ``sb3-pathwise compare``: a grid of algorithms x environments x seeds, run to the end and kept in a folder.
 
-Arguments, the order of things and the exit code are here; each thing itself is a module of ``experiments``.
+Arguments, the order of things and the exit code are here; each thing itself is a module beside this one.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         comparison.check(for_report=not args.no_report)
         if not args.no_report:
             # Now, so that a package which is not there is missed before the training and not after it
-            from sb3_pathwise.report import print_report, write_report
+            from sb3_pathwise.experiments.report import print_report, write_report
         runs = comparison.plan()
         engine: Engine = DaskEngine(args.scheduler) if args.scheduler else LocalEngine(args.jobs, args.torch_threads)
         with Store(args.output).opened(comparison, runs) as store:

@@ -1,23 +1,21 @@
 """
-The command ``sb3-pathwise bench``: what a step costs, against other implementations, in turn within one run.
+What a step costs, in time and memory: what is measured, with which models, and how measurements are summed up.
 
-Only time and memory are measured here. Who learns better is for ``compare.py``.
+Which of it ``sb3-pathwise bench`` measures is decided in ``bench.py``, what it shows is in ``bench_report.py``. Nothing here
+prints, except in the process whose memory is measured.
 """
 
-import argparse
 import importlib
-import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,23 +23,13 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from rich.console import Console
-from rich.table import Table
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 
-from sb3_pathwise import __version__
-from sb3_pathwise.experiments.palette import MARKERS, colour
-
 REFERENCE = "sac"
 PARTS = ("acting", "env", "sampling", "critic", "actor", "rest")
-# Okabe and Ito's
-PART_COLOURS = ("#56B4E9", "#F0E442", "#009E73", "#0072B2", "#D55E00", "#999999")
 IMAGES = "images"
-# These have no policy for images
-NOT_FOR_IMAGES = ("crossq", "sbx_sac")
-EXIT_BAD_INPUT = 2
 
 
 class Implementation(NamedTuple):
@@ -281,7 +269,7 @@ def measure_memory(algo: str, env_id: str) -> float:
     :return: peak memory of a process that trains the algorithm, in MB
     :raises RuntimeError: if the process fails
     """
-    command = [sys.executable, "-m", "sb3_pathwise.bench", "--memory-of", algo, env_id]
+    command = [sys.executable, "-m", "sb3_pathwise.experiments.bench", "--memory-of", algo, env_id]
     process = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if process.returncode:
         raise RuntimeError(f"{algo} on {env_id} failed: {process.stderr.strip()[-300:]}")
@@ -360,228 +348,3 @@ def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
             row["ratio_quartiles"] = np.quantile(ratios, [0.25, 0.75]).tolist()
         rows.append(row)
     return rows
-
-
-def print_tables(console: Console, report: dict[str, Any]) -> None:
-    """
-    :param console: where to
-    :param report: what ``run`` returned
-    """
-    for env_id, threads in dict.fromkeys((row["env"], row["threads"]) for row in report["speed"]):
-        table = Table(title=f"{env_id}, {threads} thread{'s' * (threads > 1)}: milliseconds per step, by part")
-        for column in ("algorithm", "steps/s", "against SAC", "update (ms)", *PARTS, "product limit", "memory (MB)"):
-            table.add_column(column, justify="left" if column == "algorithm" else "right")
-        for row in report["speed"]:
-            if (row["env"], row["threads"]) != (env_id, threads):
-                continue
-            low, high = row.get("ratio_quartiles", (float("nan"),) * 2)
-            memory = report["memory_mb"].get(env_id, {}).get(row["algo"])
-            table.add_row(
-                row["algo"],
-                f"{row['steps_per_second']:.1f}",
-                f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})" if "ratio" in row else "",
-                f"{row['update_ms']:.2f}",
-                *(f"{row['split'][part]:.2f}" for part in PARTS),
-                f"{row['share_of_product_limit']:.0%}" if "share_of_product_limit" in row else "",
-                "" if memory is None else f"{memory:.0f}",
-            )
-        console.print(table)
-    if report["memory_mb"].get(IMAGES):
-        table = Table("algorithm", "peak memory (MB)", title="84x84 images, CnnPolicy")
-        for algo, memory in report["memory_mb"][IMAGES].items():
-            table.add_row(algo, f"{memory:.0f}")
-        console.print(table)
-    if report["scaling"]:
-        table = Table("variable", "value", "algorithm", "update (ms)", "step (ms)", title="How cost grows (1 thread)")
-        for row in report["scaling"]:
-            values = (f"{row[name]:.2f}" for name in ("update_ms", "step_ms"))
-            table.add_row(row["variable"], str(row["value"]), row["algo"], *values)
-        console.print(table)
-
-
-def draw(report: dict[str, Any], path: Path) -> None:
-    """
-    One figure: where the time of a step goes, and how that of an update grows.
-
-    :param report: what ``run`` returned
-    :param path: PNG file
-    """
-    from matplotlib.figure import Figure
-
-    groups = list(dict.fromkeys((row["env"], row["threads"]) for row in report["speed"]))
-    variables = list(dict.fromkeys(row["variable"] for row in report["scaling"]))
-    figure = Figure(figsize=(13, 7.5 if variables else 4), layout="constrained")
-    rows_of_axes = figure.subfigures(2 if variables else 1, 1, squeeze=False, height_ratios=[5, 4][: 1 + bool(variables)])
-    for ax, (env_id, threads) in zip(rows_of_axes[0, 0].subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
-        _draw_split(ax, [row for row in report["speed"] if (row["env"], row["threads"]) == (env_id, threads)])
-        ax.set_title(f"{env_id}, {threads} thread{'s' * (threads > 1)}")
-        ax.set_xlabel("milliseconds per step; times the speed of SAC")
-    bars = rows_of_axes[0, 0].axes[0].get_legend_handles_labels()
-    rows_of_axes[0, 0].legend(*bars, loc="outside upper center", ncols=len(PARTS), frameon=False)
-    if variables:
-        for ax, variable in zip(rows_of_axes[1, 0].subplots(1, len(variables), squeeze=False)[0], variables, strict=True):
-            _draw_growth(ax, [row for row in report["scaling"] if row["variable"] == variable])
-            ax.set(xlabel=variable, ylim=(0, None))
-        rows_of_axes[1, 0].axes[0].set_ylabel("milliseconds per update")
-        labels = {line.get_label(): line for ax in rows_of_axes[1, 0].axes for line in ax.get_lines()}
-        rows_of_axes[1, 0].legend(labels.values(), labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.savefig(path, dpi=100)
-
-
-def _draw_split(ax: Any, rows: list[dict[str, Any]]) -> None:
-    totals = [sum(row["split"].values()) for row in rows]
-    reference = next((total for row, total in zip(rows, totals, strict=True) if row["algo"] == REFERENCE), max(totals))
-    # One that is many times slower would leave no room for the others
-    limit = 1.4 * max(total for total in totals if total <= 3 * reference)
-    left = np.zeros(len(rows))
-    for part, part_colour in zip(PARTS, PART_COLOURS, strict=True):
-        widths = np.array([row["split"][part] for row in rows])
-        ax.barh([row["algo"] for row in rows], widths, left=left, label=part, color=part_colour)
-        left += widths
-    for place, (row, total) in enumerate(zip(rows, totals, strict=True)):
-        text = f"{total:.1f} ms" + (f"; x{row['ratio']:.2f}" if "ratio" in row else "")
-        beyond = total > limit
-        ax.text(min(total, limit) * 0.99 if beyond else total + 0.01 * limit, place, text, va="center", fontsize="small")
-        if beyond:
-            ax.texts[-1].set(ha="right", color="white")
-    ax.set_xlim(0, limit)
-    ax.invert_yaxis()
-
-
-def _draw_growth(ax: Any, rows: list[dict[str, Any]]) -> None:
-    values = sorted({row["value"] for row in rows})
-    for algo in dict.fromkeys(row["algo"] for row in rows):
-        mine = [row for row in rows if row["algo"] == algo]
-        positions = [values.index(row["value"]) for row in mine]
-        marker = MARKERS[list(IMPLEMENTATIONS).index(algo) % len(MARKERS)]
-        ax.plot(positions, [row["update_ms"] for row in mine], marker=marker, color=colour(algo), label=algo)
-    ax.set_xticks(range(len(values)), values)
-
-
-def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str, Any]:
-    """
-    :param options: what ``make_parser`` parses
-    :param notify: told, in a line, what is measured or cannot be
-    :return: everything measured, as it is written to JSON
-    """
-    algos = []
-    for algo in options.algos:
-        try:
-            importlib.import_module(IMPLEMENTATIONS[algo].module)
-            algos.append(algo)
-        except ModuleNotFoundError as error:
-            notify(f"left out: {algo}, as {error.name} is not installed")
-    measurements, operations = [], {}
-    for threads in options.threads:
-        for env_id in options.envs:
-            notify(f"speed: {env_id}, threads: {threads}")
-            models = {algo: make_model(algo, env_id, device=options.device) for algo in algos}
-            measurements += measure(models, env_id, threads, options.steps, options.repetitions)
-            for algo in ("sac", "pathwise_ac", "pathwise_ac_bfloat16"):
-                if algo in models:
-                    operations[env_id, algo] = product_operations(models[algo], models[algo].batch_size)
-    rates = {
-        threads: {
-            name: product_rate(dtype, threads, device=options.device)
-            for name, dtype in (("float32", th.float32), ("bfloat16", th.bfloat16))
-        }
-        for threads in options.threads
-    }
-    speed = summarize(measurements)
-    for row in speed:
-        if (row["env"], row["algo"]) in operations:
-            rate = rates[row["threads"]]["bfloat16" if row["algo"].endswith("bfloat16") else "float32"]
-            row["share_of_product_limit"] = 1e3 * operations[row["env"], row["algo"]] / rate / row["update_ms"]
-    memory: dict[str, dict[str, float]] = {}
-    for env_id in [] if options.no_memory else [*options.envs, IMAGES]:
-        notify(f"memory: {env_id}")
-        measured = [algo for algo in algos if not (env_id == IMAGES and algo in NOT_FOR_IMAGES)]
-        memory[env_id] = {algo: measure_memory(algo, env_id) for algo in measured}
-    scaling = []
-    if not options.no_scaling:
-        notify(f"scaling: {options.envs[0]}")
-        scaling = measure_scaling(options.envs[0], algos, options.steps, options.quick, options.device)
-    return {
-        "version": __version__,
-        "torch": th.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {th.backends.cpu.get_cpu_capability()}",
-        "device": options.device,
-        "repetitions": options.repetitions,
-        "steps": options.steps,
-        "products_per_second": rates,
-        "speed": speed,
-        "memory_mb": memory,
-        "scaling": scaling,
-        "measurements": [asdict(measurement) for measurement in measurements],
-    }
-
-
-def positive(text: str) -> int:
-    """
-    :param text: an argument
-    :return: the number that it says
-    :raises argparse.ArgumentTypeError: if it is not a positive integer
-    """
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return int(text)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """:return: The command's parser"""
-    parser = argparse.ArgumentParser(
-        prog="sb3-pathwise bench",
-        description="Measure time and memory of our algorithms and of others, in turn within one run.",
-    )
-    parser.add_argument("--algos", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS), metavar="ALGO")
-    parser.add_argument("--envs", nargs="+", metavar="ENV", help="default: HalfCheetah-v5 Pendulum-v1")
-    parser.add_argument("--threads", nargs="+", type=positive, metavar="N", help="torch's threads (default: 1 2)")
-    parser.add_argument("--repetitions", type=positive, metavar="N", help="turns of every algorithm (default: 10)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="steps of the environment per turn (default: 100)")
-    parser.add_argument("--device", default="cpu", help="torch's, such as cuda (memory is always that of the CPU)")
-    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for every algorithm")
-    parser.add_argument("--no-scaling", action="store_true", help="leave out how cost grows")
-    parser.add_argument("--quick", action="store_true", help="Pendulum-v1, 1 thread, 3 turns of 30 steps: minutes become one")
-    parser.add_argument("--output", type=Path, default=Path("bench"), metavar="FOLDER", help="default: bench")
-    parser.add_argument("--memory-of", nargs=2, metavar=("ALGO", "ENV"), help=argparse.SUPPRESS)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """
-    :param argv: the arguments, without the program's name; ``None``: those of the process
-    :return: exit code: 0, or 2 if there is no such environment or device
-    """
-    options = make_parser().parse_args(argv)
-    if options.memory_of:
-        train_and_print_memory(*options.memory_of)
-        return 0
-    quick = options.quick
-    options.envs = options.envs or (["Pendulum-v1"] if quick else ["HalfCheetah-v5", "Pendulum-v1"])
-    options.threads = options.threads or ([1] if quick else [1, 2])
-    options.repetitions = options.repetitions or (3 if quick else 10)
-    options.steps = options.steps or (30 if quick else 100)
-    console = Console()
-    for env_id in options.envs:
-        try:
-            gym.make(env_id).close()
-        except gym.error.Error as error:
-            console.print(f"sb3-pathwise bench: error: --envs {env_id}: {error}", style="red", markup=False)
-            return EXIT_BAD_INPUT
-    try:
-        th.empty(0, device=options.device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        console.print(f"sb3-pathwise bench: error: --device {options.device}: {reason}", style="red", markup=False)
-        return EXIT_BAD_INPUT
-    options.output.mkdir(parents=True, exist_ok=True)
-    report = run(options, lambda line: console.print(line, style="dim"))
-    (options.output / "bench.json").write_text(json.dumps(report, indent=1))
-    print_tables(console, report)
-    draw(report, options.output / "bench.png")
-    console.print(f"Written to {options.output}: bench.json, bench.png")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,45 +1,20 @@
 """
-The algorithms as members of RL Baselines3 Zoo: their keys, configuration files and Optuna search spaces.
+The algorithms as members of RL Baselines3 Zoo: their keys, configuration files and Optuna search spaces, and its experiment.
 
 Importing this module imports rl_zoo3, which changes gymnasium's ``TimeLimit`` and registers environments; nothing else in
-the package does so unasked. The command line is in ``cli.py``, grids of runs are in ``compare.py``.
-
-What rl_zoo3 2.9 does not do for an algorithm from outside, and who does it:
-
-- The ``--algo`` choices, and a search space and a converter for ``-optimize`` and ``--trial-id``: ``register``.
-- A configuration file without ``--conf-file``: ``register``, through ``ExperimentManager``.
-- ``--trial-id 0``, which it takes for no trial, and the empty folder that ``-optimize`` or a mistake leaves, which it takes
-  for the latest run when it looks for a model: ``ExperimentManager``.
-- A replay buffer of full size for a model that only plays, since it knows the off-policy algorithms by name:
-  ``register(replay_buffer=False)``.
-- ``push_to_hub`` and ``load_from_hub`` with the libraries that it can be installed with: ``mended_hub``.
-- Scores of MuJoCo tasks and of Pendulum-v1 enter ``plot_from_file --rliable`` as they are, with a warning: nobody's
-  reference scores are shipped. ``sb3-pathwise report`` makes its statistics per environment.
-- ``-optimize`` replaces the ``policy_kwargs`` of the configuration file by those that it samples, as for SAC: a policy's
-  distribution cannot be held fixed by the file.
-- ``rl_zoo3.benchmark`` is not supported: it starts scripts that an installed rl_zoo3 does not have.
+the package does so unasked. The command line is in ``cli.py``, what the Hugging Face hub needs in ``hub.py``.
 """
 
-import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.repocard
-import huggingface_sb3
 import optuna
 import rl_zoo3.exp_manager
 import rl_zoo3.train
 import yaml
-from huggingface_hub.errors import HTTPError as HubError
-from huggingface_hub.errors import RemoteEntryNotFoundError
-from huggingface_hub.repocard import metadata_save
-from huggingface_sb3 import load_from_hub
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from requests.exceptions import HTTPError as MissingFile
 from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_offpolicy_params, sample_sac_params
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -66,18 +41,9 @@ MAX_POLICY_DELAY = 4
 
 def register(replay_buffer: bool = True) -> None:
     """
-    Make the four algorithms known to rl_zoo3, in this process: call it before rl_zoo3 parses its arguments.
+    ``sb3_pathwise.zoo.register``, which says what it is for.
 
-    A script of your own is then as short as::
-
-        from rl_zoo3.train import train
-        from sb3_pathwise.zoo import register
-
-        register()
-        train()
-
-    :param replay_buffer: whether a loaded model gets a replay buffer of the size that it was trained with; ``False``: one
-        transition, enough for a model that only plays
+    :param replay_buffer: whether a loaded model gets a replay buffer of the size that it was trained with
     """
     for algo, algorithm in ALGORITHMS.items():
         ALGOS[algo] = algorithm if replay_buffer else without_replay_buffer(algorithm)
@@ -94,7 +60,7 @@ def config_path(algo: str) -> Path:
     """
     if algo not in ALGORITHMS:
         raise KeyError(f"{algo} is not an algorithm of sb3_pathwise; they are {', '.join(ALGORITHMS)}")
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     # A wheel has the folder inside the package, a checkout beside it
     folder = package if (package / "zoo_configs").is_dir() else package.parent
     return folder / "zoo_configs" / f"{algo}.yml"
@@ -232,55 +198,3 @@ def without_replay_buffer(algorithm: type[ActorCritic]) -> type[ActorCritic]:
     # By its name a model knows whose route arguments a file holds; the hub shows it
     Player.__name__ = algorithm.__name__
     return Player
-
-
-@contextmanager
-def mended_hub() -> Iterator[None]:
-    """
-    Let rl_zoo3's ``push_to_hub`` and ``load_from_hub`` work with sb3-team-hf-integration 3.2 and huggingface_hub 2.
-
-    They import a function that has been renamed and returns another type, and take a missing file for an error of requests,
-    which huggingface_hub no longer uses. The model card names commands of rl_zoo3, which does not know our keys.
-    To be entered before either is imported.
-
-    :raises ConnectionError: if the hub refuses or cannot be reached
-    """
-    # Not huggingface_sb3.push_to_hub, which is the function of that name
-    hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
-    if not hasattr(hub, "generate_metadata"):
-        hub.generate_metadata = lambda *args: hub._generate_metadata(*args).to_dict()
-    huggingface_hub.repocard.metadata_save = save_card
-    huggingface_sb3.load_from_hub = load_file
-    try:
-        yield
-    except HubError as error:
-        raise ConnectionError(f"the Hugging Face hub: {error}") from error
-
-
-def save_card(local_path: str | Path, data: dict[str, Any]) -> None:
-    """
-    Save a model card whose commands work.
-
-    :param local_path: the card, already written
-    :param data: what to put at its head
-    """
-    path = Path(local_path)
-    card = path.read_text(encoding="utf-8")
-    if any(f"--algo {algo} " in card for algo in ALGORITHMS):
-        card = card.replace("python -m rl_zoo3.", "python -m sb3_pathwise ")
-        card = card.replace("pip install rl_zoo3", 'pip install "sb3-pathwise[zoo]"')
-        path.write_text(card, encoding="utf-8")
-    metadata_save(local_path, data)
-
-
-def load_file(repo_id: str, filename: str) -> str:
-    """
-    :param repo_id: repository
-    :param filename: file in it
-    :return: path to the local copy
-    :raises MissingFile: if there is no such file, which rl_zoo3 expects of a model without normalization
-    """
-    try:
-        return load_from_hub(repo_id, filename)
-    except RemoteEntryNotFoundError as error:
-        raise MissingFile(str(error)) from error

@@ -1,0 +1,238 @@
+"""
+The CPU's engine: stock networks of ``Linear`` and ``ReLU``, SAC's squashed Gaussian and plain Adam, differentiated by hand.
+
+What it does is ``update.py``, line for line, with the kernels of ``kernels/``. A route's surrogate stays a small graph over
+mean and log standard deviation: routes do not know engines. All state is the model's own: parameters, moments, steps.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
+from torch.distributions import Normal
+from torch.nn.modules import module as torch_module
+
+from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh, independent
+from sb3_pathwise.engines.base import Engine
+from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
+from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
+from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, squash
+from sb3_pathwise.engines.kernels.twin import TwinKernel
+from sb3_pathwise.objective import surrogate_of_objective
+from sb3_pathwise.update import Metrics
+
+if TYPE_CHECKING:
+    from sb3_pathwise.learner import ActorCritic
+
+# Methods of modules that SAC's training goes through, and that an instance may hide
+_METHODS = ("forward", "action_log_prob", "get_action_dist_params", "extract_features", "__call__")
+
+
+class FusedEngine(Engine):
+    """
+    One update by hand, on a CPU.
+
+    :param model: The model, for which ``reason_not`` is ``None``
+    """
+
+    precisions = ("float32", "bfloat16")
+
+    def __init__(self, model: "ActorCritic") -> None:
+        low_dtype = th.bfloat16 if model.precision == "bfloat16" else None
+        self.actor_adam = AdamKernel(model.actor.optimizer)
+        self.critic_adam = AdamKernel(model.critic.optimizer)
+        self.ent_coef_adam = None if model.ent_coef_optimizer is None else AdamKernel(model.ent_coef_optimizer)
+        self.actor = GaussianActor(model.actor, self.actor_adam, low_dtype)
+        self.critic = TwinKernel(model, self.critic_adam, low_dtype)
+        self.dtype = self.actor_adam.grad.dtype
+        self.epsilon: float = model.actor.action_dist.epsilon  # type: ignore[union-attr]
+        self.is_flat = _is_flat(model.actor)
+
+    @staticmethod
+    def reason_not(model: "ActorCritic") -> str | None:
+        if model.device.type != "cpu":
+            return f"the model is on {model.device}"
+        if model.use_sde:
+            return "gSDE is not a squashed Gaussian"
+        if not _is_ours(type(model).actor_surrogate) or "actor_surrogate" in vars(model):
+            return "actor_surrogate is overridden, and may reach more than distribution and objective"
+        reason = _reason_not_modules(model) or GaussianActor.reason_not(model.actor) or TwinKernel.reason_not(model)
+        return reason or _reason_not_optimizers(model) or _reason_not_route(model)
+
+    def begin(self, model: "ActorCritic") -> None:
+        # Somebody may have written to parameters in the meantime
+        self.actor.refresh()
+        self.critic.refresh()
+        self.critic.refresh_targets()
+
+    def update(
+        self, model: "ActorCritic", replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool
+    ) -> Metrics:
+        with th.no_grad():
+            return self._update(model, replay_data, update_actor, update_targets)
+
+    def _update(
+        self, model: "ActorCritic", replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool
+    ) -> Metrics:
+        ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
+        metrics = {"ent_coef": ent_coef.squeeze()}
+        features, next_features = (
+            self._features(model, obs) for obs in (replay_data.observations, replay_data.next_observations)
+        )
+        actions, rewards, dones = (
+            tensor.to(self.dtype) for tensor in (replay_data.actions, replay_data.rewards, replay_data.dones)
+        )
+        discounts = (1 - dones) * (model.gamma if replay_data.discounts is None else replay_data.discounts)
+
+        # Draw, both states' policies at once
+        n_rows = len(actions)
+        all_features = th.cat([features, next_features]) if update_actor else next_features
+        activations, mean_actions, log_std = self.actor.forward(all_features)
+        noise = th.randn(len(all_features), actions.shape[1], dtype=self.dtype) if not update_actor else None
+        if update_actor:
+            # In SAC's order
+            noise, next_noise = (th.randn(n_rows, actions.shape[1], dtype=self.dtype) for _ in range(2))
+        else:
+            next_noise = noise
+        next_log_std = log_std[-n_rows:].clamp(LOG_STD_MIN, LOG_STD_MAX)
+        _, next_actions, next_log_prob = squash(mean_actions[-n_rows:], next_log_std, next_noise, self.epsilon)
+
+        # The critics descend their loss
+        critic_loss, target_q_values = self.critic.loss(
+            th.cat([features, actions], dim=1),
+            th.cat([next_features, next_actions], dim=1),
+            next_log_prob,
+            rewards,
+            discounts,
+            ent_coef,
+        )
+        metrics["critic_loss"] = critic_loss
+        metrics["critic_grad_norm"] = self._descend(
+            model, model.critic.optimizer, self.critic_adam, "critic_loss", critic_loss, target=target_q_values
+        )
+        self.critic.refresh()
+
+        if update_actor:
+            # The actor climbs the surrogate, a graph that begins with the outputs of its network
+            with th.enable_grad():
+                leaves = tuple(output[:n_rows].detach().requires_grad_() for output in (mean_actions, log_std))
+                draw = self._draw(*leaves, noise)
+                surrogate = surrogate_of_objective(
+                    model.actor_surrogate, draw, self.critic.value(features), ent_coef, model.samples_gaussian_entropy
+                )
+                actor_loss = -surrogate.mean()
+            grads = th.autograd.grad(actor_loss, leaves, materialize_grads=True)
+            self.actor.backward(grads, [activation[:n_rows] for activation in activations])
+            log_prob = draw.log_prob.detach()
+            actor_loss = actor_loss.detach()
+            metrics |= {"actor_loss": actor_loss, "entropy": -log_prob.mean()}
+            metrics["actor_grad_norm"] = self._descend(model, model.actor.optimizer, self.actor_adam, "actor_loss", actor_loss)
+            self.actor.refresh()
+
+            # The temperature follows the entropy
+            if self.ent_coef_adam is not None and model.log_ent_coef is not None:
+                assert isinstance(model.target_entropy, float) and model.ent_coef_optimizer is not None
+                grad = self.ent_coef_adam.grads[0].fill_(0).sub_((log_prob + model.target_entropy).mean())
+                metrics["ent_coef_loss"] = (model.log_ent_coef.detach() * grad).squeeze()
+                self._descend(
+                    model, model.ent_coef_optimizer, self.ent_coef_adam, "ent_coef_loss", metrics["ent_coef_loss"], clip=False
+                )
+
+        if update_targets:
+            self.critic.follow(model.tau)
+        return metrics
+
+    def _features(self, model: "ActorCritic", obs: PyTorchObs) -> th.Tensor:
+        if self.is_flat and isinstance(obs, th.Tensor):
+            return obs.flatten(1).float().to(self.dtype)
+        return model.actor.extract_features(obs, model.actor.features_extractor).to(self.dtype)  # type: ignore[arg-type]
+
+    def _draw(self, mean_actions: th.Tensor, log_std: th.Tensor, noise: Any) -> PolicyDraw:
+        x, actions, log_prob = SquashedGaussianDraw.apply(mean_actions, log_std, noise, self.epsilon)
+        std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
+        base = independent(Normal(mean_actions, std, validate_args=False))
+        return PolicyDraw(PolicyDistribution(base, SACTanh(self.epsilon)), x, actions, log_prob)
+
+    @staticmethod
+    def _descend(
+        model: "ActorCritic",
+        optimizer: th.optim.Optimizer,
+        adam: AdamKernel,
+        name: str,
+        loss: th.Tensor,
+        clip: bool = True,
+        **causes: th.Tensor,
+    ) -> th.Tensor:
+        grad_norm = adam.grad_norm()
+        model.check_descent(optimizer, name, loss, grad_norm, **causes)
+        adam.step(grad_norm, model.max_grad_norm if clip else None)
+        return grad_norm
+
+
+def _is_ours(function: Any) -> bool:
+    return function.__module__.startswith("sb3_pathwise.")
+
+
+def _is_flat(network: BaseModel) -> bool:
+    space = network.observation_space
+    if type(network.features_extractor) is not FlattenExtractor or not isinstance(space, spaces.Box):
+        return False
+    return not (network.normalize_images and is_image_space(space))
+
+
+def _reason_not_modules(model: "ActorCritic") -> str | None:
+    if any(getattr(torch_module, f"_global_{name}_hooks") for name in ("forward", "forward_pre", "backward", "backward_pre")):
+        return "there are global hooks of modules"
+    networks = [model.actor, model.critic, model.critic_target]
+    kinds = {type(network.features_extractor) for network in networks}
+    if len(kinds) != 1 or not kinds <= {FlattenExtractor, CombinedExtractor}:
+        return f"the features extractor is {' or '.join(sorted(kind.__name__ for kind in kinds))}"
+    dtypes = set()
+    for network in networks:
+        for name, module in network.named_modules():
+            name = name or type(network).__name__
+            if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
+                return f"{name} has hooks"
+            if any(method in vars(module) for method in _METHODS):
+                return f"a method of {name} is overridden"
+            for param in module._parameters.values():
+                if param is not None:
+                    if not param.requires_grad and network is not model.critic_target:
+                        return f"{name} has frozen parameters"
+                    if param._backward_hooks or param._post_accumulate_grad_hooks:
+                        return f"a parameter of {name} has hooks"
+                    if not param.is_contiguous():
+                        return f"a parameter of {name} is not contiguous"
+                    dtypes.add(param.dtype)
+        if any(True for _ in network.features_extractor.parameters()):
+            return "the features extractor learns"
+    if len(dtypes) != 1 or not dtypes <= {th.float32, th.float64}:
+        return f"its parameters are of {', '.join(sorted(map(str, dtypes)))}"
+    return None
+
+
+def _reason_not_optimizers(model: "ActorCritic") -> str | None:
+    parts = [("actor", model.actor.optimizer, model.actor), ("critic", model.critic.optimizer, model.critic)]
+    for name, optimizer, network in parts:
+        reason = reason_not_plain(optimizer, list(network.parameters()))
+        if reason is not None:
+            return f"of the {name}, {reason}"
+    if model.ent_coef_optimizer is not None:
+        if model.log_ent_coef is None or model.log_ent_coef.shape != (1,) or not model.log_ent_coef.requires_grad:
+            return "log_ent_coef is not SAC's"
+        reason = reason_not_plain(model.ent_coef_optimizer, [model.log_ent_coef])  # type: ignore[list-item]
+        if reason is not None:
+            return f"of the temperature, {reason}"
+    return None
+
+
+def _reason_not_route(model: "ActorCritic") -> str | None:
+    """A route that reaches more than it is given, the actor's weights by a closure say, is not to be cut off from it."""
+    if _is_ours(type(model).route):
+        return None
+    return None
