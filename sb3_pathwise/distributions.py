@@ -381,6 +381,8 @@ def draw_actions(actor: Actor, obs: PyTorchObs) -> PolicyDraw:
     :return: the actions, and the distribution that they came from as far as it is known
     """
     actions, log_prob = actor.action_log_prob(obs)
+    # As SAC takes it, which may be a column
+    log_prob = log_prob.reshape(-1)
     policy_dist, x = _last_draw(actor.action_dist, actions)
     # What a user has written may return anything
     function = getattr(actor.action_log_prob, "__func__", actor.action_log_prob)
@@ -409,9 +411,12 @@ def policy_distribution(actor: Actor, obs: PyTorchObs) -> PolicyDistribution | N
 
 
 def _current(action_dist: Any) -> PolicyDistribution | None:
-    # By exact type: nothing is known of what a subclass does
     if isinstance(action_dist, SplitDistribution):
-        return action_dist.policy_dist
+        return getattr(action_dist, "policy_dist", None)
+    # An actor may leave it unused
+    if getattr(action_dist, "distribution", None) is None:
+        return None
+    # By exact type: nothing is known of what a subclass does
     if type(action_dist) is SquashedDiagGaussianDistribution:
         return PolicyDistribution(independent(action_dist.distribution), SACTanh(action_dist.epsilon))
     if type(action_dist) is DiagGaussianDistribution:
@@ -426,6 +431,8 @@ def _current(action_dist: Any) -> PolicyDistribution | None:
 
 def _last_draw(action_dist: Any, actions: th.Tensor) -> tuple[PolicyDistribution | None, th.Tensor]:
     policy_dist = _current(action_dist)
+    if policy_dist is None:
+        return None, actions
     if isinstance(action_dist, SplitDistribution):
         return policy_dist, action_dist.x
     if isinstance(action_dist, SquashedDiagGaussianDistribution):

@@ -211,8 +211,9 @@ class ActorCritic(CheckedSAC):
         """
         :return: the arguments of the route that are the algorithm's too, by the algorithm's names, with the route's defaults
         """
-        parameters = inspect.signature(cls.route).parameters if hasattr(cls, "route") else {}
-        return {name: parameters[of_route].default for name, of_route in ROUTE_ARGUMENTS.items() if of_route in parameters}
+        parameters = inspect.signature(cls.route).parameters if callable(getattr(cls, "route", None)) else {}
+        defaults = {name: parameters[of_route].default for name, of_route in ROUTE_ARGUMENTS.items() if of_route in parameters}
+        return {name: None if default is inspect.Parameter.empty else default for name, default in defaults.items()}
 
     def actor_surrogate(self, dist: Distribution, objective: Objective) -> th.Tensor:
         """

@@ -14,8 +14,10 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.td3.policies import TD3Policy
+from torch import nn
 
 from sb3_pathwise import LikelihoodRatioAC, MeasureValuedAC, MixedAC, PathwiseAC
+from sb3_pathwise.engines import ENGINES
 from sb3_pathwise.routes import BASELINES
 
 MakeModel = Callable[..., Any]
@@ -51,7 +53,7 @@ def test_half_open_action_spaces(algorithm: type[SAC], make_model: MakeModel, ha
         make_model(algorithm, Spaces(half_open))
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "8", None])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8"])
 def test_n_action_samples(algorithm: type[SAC], make_model: MakeModel, value: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_model(algorithm, n_action_samples=value)
@@ -83,8 +85,36 @@ def test_leave_one_out_with_one_sample(make_model: MakeModel) -> None:
 
 @pytest.mark.parametrize("cls", [PathwiseAC, MeasureValuedAC])
 def test_no_baseline_where_it_means_nothing(make_model: MakeModel, cls: type[SAC]) -> None:
-    with pytest.raises(TypeError, match="baseline"):
+    with pytest.raises(ValueError) as error:
         make_model(cls, baseline="none")
+    assert_names(error.value, "baseline", cls.__name__, "leave it out")
+
+
+@pytest.mark.parametrize("value", ["fast", "Eager", None, 1])
+def test_unknown_engine(algorithm: type[SAC], make_model: MakeModel, tmp_path: Path, value: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        make_model(algorithm, engine=value)
+    assert_names(error.value, "engine", "auto", *ENGINES, repr(value))
+    make_model(SAC).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="engine"):
+        algorithm.load(tmp_path / "model", engine=value)
+
+
+@pytest.mark.parametrize("value", ["float16", "float64", None, 32])
+def test_unknown_precision(algorithm: type[SAC], make_model: MakeModel, value: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        make_model(algorithm, precision=value)
+    assert_names(error.value, "precision", "float32", "bfloat16", repr(value))
+
+
+def test_precision_that_no_engine_has(algorithm: type[SAC], make_model: MakeModel) -> None:
+    """Only networks that are computed by hand know other products than PyTorch's."""
+    with pytest.raises(ValueError) as error:
+        make_model(algorithm, precision="bfloat16", policy_kwargs={"activation_fn": nn.Tanh})
+    assert_names(error.value, "precision", "bfloat16", "eager", "Use precision='float32'")
+    with pytest.raises(ValueError) as error:
+        make_model(algorithm, precision="bfloat16", engine="eager")
+    assert_names(error.value, "engine", "eager", "float32", "Use engine='auto'")
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, "2", None])

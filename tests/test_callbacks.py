@@ -23,6 +23,8 @@ from torch.distributions import Independent, Normal
 
 from sb3_pathwise import LikelihoodRatioAC, MeasureValuedAC, MixedAC, PathwiseAC
 from sb3_pathwise.callbacks import GradientProbeCallback
+from sb3_pathwise.distributions import draw_actions
+from sb3_pathwise.learner import ActorCritic
 from sb3_pathwise.routes import likelihood_ratio
 
 ROUTES = ("pathwise", "likelihood_ratio", "measure_valued", "mixed")
@@ -348,7 +350,9 @@ def applied_gradients(model: SAC, obs_batch: Any, n: int) -> th.Tensor:
 
 @pytest.mark.parametrize("extra", ["plain", "gsde", "beta", "batch norm"])
 @pytest.mark.parametrize("cls", [PathwiseAC, LikelihoodRatioAC])
-def test_the_gradient_is_the_one_that_training_applies(cls: type[SAC], extra: str) -> None:
+def test_the_gradient_is_the_one_that_training_applies(
+    cls: type[SAC], extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the same random numbers, it is the same gradient."""
     kwargs: dict[str, Any] = {
         "plain": {},
@@ -363,6 +367,15 @@ def test_the_gradient_is_the_one_that_training_applies(cls: type[SAC], extra: st
     route = "pathwise" if cls is PathwiseAC else "likelihood_ratio"
     probe = GradientProbeCallback(routes=(route,), batch_size=16)
     probe.init_callback(model)
+
+    def draw_as_in_training(actor: Any, obs: Any) -> Any:
+        draw = draw_actions(actor, obs)
+        # For the target of the critics; the other routes draw after that
+        with th.no_grad():
+            actor.action_log_prob(batch.next_observations)
+        return draw
+
+    monkeypatch.setattr("sb3_pathwise.callbacks.draw_actions", draw_as_in_training)
     # As rollouts leave it
     model.policy.set_training_mode(False)
     for n_parts in (1, 4):
@@ -413,7 +426,7 @@ def test_arguments_of_the_routes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Custom(LikelihoodRatioAC):
         pass
 
-    monkeypatch.setattr("sb3_pathwise.likelihood_ratio_ac.likelihood_ratio", spy)
+    monkeypatch.setattr(LikelihoodRatioAC, "route", staticmethod(spy))
     for cls, kwargs, expected in (
         (Custom, dict(n_action_samples=3, baseline="mean_action"), (3, "mean_action")),
         (MixedAC, dict(n_action_samples=5, baseline="none"), (8, "leave_one_out")),
@@ -431,7 +444,7 @@ def test_arguments_of_the_routes(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- Consistency -----------------------------------------------------------------------------------------------------------
 
 
-def undetached(self: LikelihoodRatioAC, dist: Independent, objective: Any) -> th.Tensor:
+def undetached(dist: Independent, objective: Any) -> th.Tensor:
     """The classic mistake: the score at a sample that still depends on the parameters."""
     actions = dist.rsample(th.Size((8,)))
     values = objective(actions).detach()
@@ -439,13 +452,13 @@ def undetached(self: LikelihoodRatioAC, dist: Independent, objective: Any) -> th
     return values.mean(0) + ((values - values.mean(0)) * (log_prob - log_prob.detach())).mean(0) * 8 / 7
 
 
-def own_sample_in_baseline(self: LikelihoodRatioAC, dist: Independent, objective: Any) -> th.Tensor:
+def own_sample_in_baseline(dist: Independent, objective: Any) -> th.Tensor:
     """The mean of all samples, the action's own included: shrinks the gradient by 7 / 8."""
     surrogate = likelihood_ratio(dist, objective, 8)
     return surrogate.detach() + (surrogate - surrogate.detach()) * 7 / 8
 
 
-def scaled_scale(self: LikelihoodRatioAC, dist: Independent, objective: Any) -> th.Tensor:
+def scaled_scale(dist: Independent, objective: Any) -> th.Tensor:
     """A pull on the scale alone, a tenth of the policy's entropy."""
     assert isinstance(dist.base_dist, Normal)
     return likelihood_ratio(dist, objective, 8) + 0.1 * dist.entropy()
@@ -497,9 +510,10 @@ def test_z_is_standard_normal_for_correct_routes(model: str, routes: tuple[str, 
 
 
 @pytest.mark.parametrize("biased", [undetached, own_sample_in_baseline, scaled_scale])
-def test_z_flags_a_biased_route(quadratic_model: PathwiseAC, biased: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LikelihoodRatioAC, "actor_surrogate", biased)
-    z = z_values(quadratic_model, 4, n_probes=64 if biased is undetached else 512)
+def test_z_flags_a_biased_route(biased: Any) -> None:
+    Biased = type("Biased", (ActorCritic,), {"route": staticmethod(biased)})
+    model = linear_gaussian_model(Biased, MEAN, SIGMA, learning_starts=200).learn(200)
+    z = z_values(model, 4, ("pathwise", "Biased"), n_probes=64 if biased is undetached else 512)
     assert z.min() > 4, z
 
 
@@ -509,10 +523,6 @@ def test_z_flags_a_biased_route(quadratic_model: PathwiseAC, biased: Any, monkey
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (
-            dict(routes=("pathwise", "score")),
-            "routes must be some of pathwise, likelihood_ratio, measure_valued, mixed.*'score'",
-        ),
         (dict(routes=("pathwise", "pathwise")), "at most once"),
         (dict(routes=()), "routes must be"),
         (dict(every=0), "every must be an integer of at least 1, got 0"),
@@ -524,6 +534,16 @@ def test_z_flags_a_biased_route(quadratic_model: PathwiseAC, biased: Any, monkey
 def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GradientProbeCallback(**kwargs)
+
+
+@pytest.mark.parametrize(("cls", "own"), [(MixedAC, ", MixedAC"), (SAC, "")])
+def test_unknown_route(cls: type[SAC], own: str) -> None:
+    """Which routes there are only the model knows."""
+    model = cls("MlpPolicy", "Pendulum-v1", **tiny())
+    message = f"routes must be some of pathwise, likelihood_ratio, measure_valued, mixed{own} for this model.*'score'"
+    with pytest.raises(ValueError, match=message):
+        model.learn(10, callback=GradientProbeCallback(routes=("pathwise", "score")))
+    assert model.num_timesteps == 0
 
 
 def test_one_route_may_be_given_by_its_name() -> None:

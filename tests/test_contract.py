@@ -32,6 +32,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_pathwise import LikelihoodRatioAC, MeasureValuedAC, MixedAC, PathwiseAC
+from sb3_pathwise.learner import ActorCritic
 
 MakeModel = Callable[..., Any]
 
@@ -61,7 +62,8 @@ def test_signature(algorithm: type[SAC]) -> None:
     ours = [parameter.name for parameter in parameters if parameter.name not in names]
     after = names.index("target_entropy") + 1
     assert [parameter.name for parameter in parameters] == [*names[:after], *ours, *names[after:]]
-    assert ours[0] == "n_action_samples" and {"policy_delay", "max_grad_norm"} <= set(ours)
+    assert ours[:2] == ["n_action_samples", "baseline"]
+    assert {"policy_delay", "max_grad_norm", "precision", "engine"} <= set(ours)
     defaults = {parameter.name: parameter.default for parameter in parameters}
     assert {name: defaults[name] for name in names} == {parameter.name: parameter.default for parameter in sac_parameters}
     assert all(defaults[name] is not inspect.Parameter.empty for name in ours)
@@ -71,24 +73,27 @@ def test_signature(algorithm: type[SAC]) -> None:
 @pytest.mark.parametrize(
     "cls, expected",
     [
-        (PathwiseAC, {"n_action_samples": 1}),
+        (PathwiseAC, {"n_action_samples": 1, "baseline": None}),
         (LikelihoodRatioAC, {"n_action_samples": 8, "baseline": "leave_one_out"}),
-        (MeasureValuedAC, {"n_action_samples": 1}),
+        (MeasureValuedAC, {"n_action_samples": 1, "baseline": None}),
         (MixedAC, {"n_action_samples": 8, "baseline": "leave_one_out"}),
     ],
 )
 def test_own_defaults(make_model: MakeModel, cls: type[SAC], expected: dict[str, Any]) -> None:
-    model = make_model(cls)
-    for name, value in (expected | {"policy_delay": 1, "max_grad_norm": None}).items():
-        assert getattr(model, name) == value
-    assert ("baseline" in inspect.signature(cls.__init__).parameters) == ("baseline" in expected)
+    expected = expected | {"policy_delay": 1, "max_grad_norm": None, "precision": "float32", "engine": "auto"}
+    # None: the route's own
+    for model in (make_model(cls), make_model(cls, n_action_samples=None, baseline=None)):
+        for name, value in expected.items():
+            assert getattr(model, name) == value
 
 
 def test_every_argument_is_documented_and_typed(algorithm: type[SAC]) -> None:
     parameters = dict(inspect.signature(algorithm.__init__).parameters)
     del parameters["self"]
-    assert re.findall(r":param (\w+):", algorithm.__doc__ or "") == list(parameters)
+    assert re.findall(r":param (\w+):", ActorCritic.__doc__ or "") == list(parameters)
     assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters.values())
+    # What is the algorithm's own it says itself, and where the rest is
+    assert "ActorCritic``" in (algorithm.__doc__ or "") and algorithm.__doc__ != ActorCritic.__doc__
 
 
 def test_arguments_arrive(algorithm: type[SAC]) -> None:

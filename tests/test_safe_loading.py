@@ -107,7 +107,8 @@ def test_across_classes(saved: Path, make_model: Any, tmp_path: Path) -> None:
     assert_same_weights(model, sac)
     assert_same_weights(load_weights_only(SAC, saved, ENV), load_weights_only(PathwiseAC, saved, ENV))
     make_model(LikelihoodRatioAC, n_action_samples=5, baseline="none").save(tmp_path / "lr.zip")
-    assert load_weights_only(LikelihoodRatioAC, tmp_path / "lr.zip", ENV).n_action_samples == 5
+    same = load_weights_only(LikelihoodRatioAC, tmp_path / "lr.zip", ENV)
+    assert (same.n_action_samples, same.baseline) == (5, "none")
 
 
 def test_what_was_pickled_is_named(make_model: Any, tmp_path: Path) -> None:

@@ -367,7 +367,7 @@ def test_search_space(algo: str, in_process: Path) -> None:
         assert HYPERPARAMS_CONVERTER[algo](trial.params) == hyperparams
         registry.ALGORITHMS[algo]("MlpPolicy", "Pendulum-v1", buffer_size=10, **hyperparams)
         sampled.append(hyperparams)
-    for name in registry.ALGORITHMS[algo].route_arguments:
+    for name in registry.ALGORITHMS[algo].route_arguments():
         assert len({hyperparams[name] for hyperparams in sampled}) > 1
 
 

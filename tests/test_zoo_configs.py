@@ -30,7 +30,7 @@ TASKS = {
     "default",
 }
 # Names of a route's own arguments, in which the files may differ
-ROUTE_ARGUMENTS = {name for algorithm in registry.ALGORITHMS.values() for name in algorithm.route_arguments}
+ROUTE_ARGUMENTS = {name for algorithm in registry.ALGORITHMS.values() for name in algorithm.route_arguments()}
 
 
 def build(algo: str, env_id: str, log_folder: Path, **hyperparams: Any) -> OffPolicyAlgorithm:

@@ -42,10 +42,11 @@ def choose_engine(model: "ActorCritic", at_construction: bool = False) -> Engine
     :param at_construction: Whether an engine for ``model.precision`` is to be insisted on: later, after a change that none can
         follow, the plain update runs
     :return: the engine; at construction none is made
-    :raises ValueError: if a named engine cannot run the model, with the reason; at construction, if none can in the precision
+    :raises ValueError: if there is no such engine; if a named one cannot run the model, with the reason; at construction, if
+        none can in the precision
     """
     if model.engine not in ("auto", *ENGINES):
-        raise ValueError(f"engine must be 'auto' or one of {', '.join(map(repr, ENGINES))}, got {model.engine!r}.")
+        raise ValueError(f"engine must be 'auto' or one of {', '.join(ENGINES)}, got {model.engine!r}.")
     prints = fingerprint(model)
     choice = _CHOICES.get(model)
     if choice is not None and choice.fingerprint == prints:

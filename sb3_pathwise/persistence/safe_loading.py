@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Distribution
 
 from sb3_pathwise.contrib import adopted_arguments
-from sb3_pathwise.learner import ActorCritic
+from sb3_pathwise.learner import ROUTE_ARGUMENTS, ActorCritic
 
 SelfSAC = TypeVar("SelfSAC", bound=SAC)
 
@@ -140,7 +140,8 @@ def _plain_arguments(cls: type[SAC], path: str | os.PathLike[str], data: dict[st
     arguments: dict[str, Any] = {}
     pickled: list[str] = []
     # Another class's arguments of the route mean something else
-    foreign: dict[str, Any] = getattr(cls, "route_arguments", dict)() if data.get("algorithm_name") != cls.__name__ else {}
+    foreign = ROUTE_ARGUMENTS if data.get("algorithm_name") != cls.__name__ else ()
+    defaults = cls.route_arguments() if issubclass(cls, ActorCritic) else {}
     for name, parameter in inspect.signature(cls).parameters.items():
         key = "_stats_window_size" if name == "stats_window_size" else name
         if name in foreign or key not in data:
@@ -149,7 +150,7 @@ def _plain_arguments(cls: type[SAC], path: str | os.PathLike[str], data: dict[st
         if isinstance(value, dict) and ":serialized:" in value:
             pickled.append(name)
         elif name not in _FROM_CALLER:
-            if not _is_plain(value) or not _suits(value, name, parameter.default):
+            if not _is_plain(value) or not _suits(value, name, defaults.get(name, parameter.default)):
                 raise ValueError(f"{path}: {name} cannot be {str(value)[:40]!r}.")
             arguments[name] = value
     return arguments, pickled
