@@ -22,6 +22,7 @@ from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
 from sb3_pathwise.engines.kernels.batch_renorm import BatchRenormKernel
 from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
 from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.quantile import QuantileKernel
 from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
 from sb3_pathwise.guards.undisturbed import undisturbed
@@ -31,7 +32,7 @@ from sb3_pathwise.update import Metrics
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
-KERNELS: dict[type, Any] = {kernel.rule: kernel for kernel in (TwinKernel, BatchRenormKernel)}
+KERNELS: dict[type, Any] = {kernel.rule: kernel for kernel in (TwinKernel, QuantileKernel, BatchRenormKernel)}
 # Methods of modules that SAC's training goes through, and that an instance may hide
 _METHODS = ("forward", "action_log_prob", "get_action_dist_params", "extract_features", "__call__")
 
