@@ -93,7 +93,8 @@ class QuantileKernel(TwinKernel):
         n_rows, n_quantiles = quantiles.shape
         n_pairs = n_quantiles * targets.shape[1]
         # In single precision, as sb3-contrib's
-        cum_prob = ((th.arange(n_quantiles, dtype=th.float32) + 0.5) / n_quantiles).to(quantiles.dtype).unsqueeze(1)
+        cum_prob = ((th.arange(n_quantiles, dtype=th.float32) + 0.5) / n_quantiles).unsqueeze(1)
+        above, below = cum_prob.to(quantiles.dtype), (1 - cum_prob).to(quantiles.dtype)
         rows = max(1, _N_PAIRS // n_pairs)
         grad, loss = th.empty_like(quantiles), quantiles.new_zeros(())
         for first in range(0, n_rows, rows):
@@ -106,7 +107,7 @@ class QuantileKernel(TwinKernel):
             th.sub(targets[part].unsqueeze(1), quantiles[part].unsqueeze(2), out=delta)
             th.clamp(delta, -1.0, 1.0, out=clipped)
             # |cum_prob - (delta < 0)|
-            th.where(delta < 0, 1 - cum_prob, cum_prob, out=weight)
+            th.where(delta < 0, below, above, out=weight)
             # The derivative of the Huber loss, which itself is clipped * (delta - clipped / 2)
             weight.mul_(clipped)
             th.sum(weight, dim=2, out=grad[part])
