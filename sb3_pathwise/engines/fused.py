@@ -23,7 +23,7 @@ from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
 from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
 from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
-from sb3_pathwise.objective import surrogate_of_objective
+from sb3_pathwise.objective import current_ent_coef, surrogate_of_objective
 from sb3_pathwise.update import Metrics
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class FusedEngine(Engine):
     def _update(
         self, model: "ActorCritic", replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool
     ) -> Metrics:
-        ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
+        ent_coef = current_ent_coef(model)
         metrics = {"ent_coef": ent_coef.squeeze()}
         features, next_features = (
             self._features(model, obs) for obs in (replay_data.observations, replay_data.next_observations)
