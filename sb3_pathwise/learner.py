@@ -7,7 +7,6 @@ What an update does is in ``update.py``, who executes it in ``engines/``. What d
 
 import inspect
 import io
-import itertools
 import pathlib
 import statistics
 from collections import defaultdict
@@ -19,13 +18,21 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.sac.policies import SACPolicy
 from torch.distributions import Distribution
 
+from sb3_pathwise.contrib import adopt
 from sb3_pathwise.critics import CRITICS, Critic
 from sb3_pathwise.engines import choose_engine
 from sb3_pathwise.guards import CheckedSAC, check_descent, warn_of_traps
-from sb3_pathwise.guards.own_arguments import check_early_arguments, check_model, check_own_route, check_surrogate
+from sb3_pathwise.guards.own_arguments import (
+    check_critic,
+    check_early_arguments,
+    check_model,
+    check_own_route,
+    check_surrogate,
+)
 from sb3_pathwise.policies import CnnPolicy, DistributionPolicy, MlpPolicy, MultiInputPolicy
 from sb3_pathwise.routes import Objective
 
@@ -56,7 +63,7 @@ class ActorCritic(CheckedSAC):
     :param buffer_size: size of the replay buffer, in transitions
     :param learning_starts: how many steps of the model to collect transitions for before learning starts
     :param batch_size: Minibatch size for each gradient update
-    :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1), of critics that have target networks
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps, or as a tuple: ``(5, "step")``, ``(2, "episode")``
     :param gradient_steps: How many gradient steps after each rollout; ``-1``: as many as transitions were collected
@@ -81,6 +88,8 @@ class ActorCritic(CheckedSAC):
     :param engine: who computes the update, never what is computed: "eager" (plain PyTorch, SB3's SAC bit for bit), "fused"
         (by hand, for stock networks on a CPU), "cuda_graph" (recorded and replayed), or "auto": the fastest proven one that
         can follow the model as it is
+    :param qf_learning_rate: learning rate of the critics, may be a function of the remaining progress; ``None``: as
+        ``learning_rate``
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE;
         -1: only at the beginning of the rollout
@@ -142,6 +151,7 @@ class ActorCritic(CheckedSAC):
         max_grad_norm: float | None = None,
         precision: str = "float32",
         engine: str = "auto",
+        qf_learning_rate: float | Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,
@@ -190,6 +200,7 @@ class ActorCritic(CheckedSAC):
         self.max_grad_norm = max_grad_norm
         self.precision = precision
         self.engine = engine
+        self.qf_learning_rate = qf_learning_rate
         self.algorithm_name = type(self).__name__
 
         if _init_setup_model:
@@ -223,8 +234,10 @@ class ActorCritic(CheckedSAC):
 
     def _setup_model(self) -> None:
         self._set_route_arguments()
+        adopt(self)
         check_model(self)
         super()._setup_model()
+        check_critic(self)
         check_own_route(self)
         choose_engine(self, at_construction=True)
 
@@ -238,6 +251,17 @@ class ActorCritic(CheckedSAC):
             setattr(self, name, defaults.get(name) if value is None else value)
         self.algorithm_name = type(self).__name__
 
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        self.qf_lr_schedule = None if self.qf_learning_rate is None else FloatSchedule(self.qf_learning_rate)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.qf_lr_schedule is not None:
+            qf_learning_rate = self.qf_lr_schedule(self._current_progress_remaining)
+            self.logger.record("train/qf_learning_rate", qf_learning_rate)
+            update_learning_rate(self.critic.optimizer, qf_learning_rate)
+
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
@@ -250,7 +274,7 @@ class ActorCritic(CheckedSAC):
         check_surrogate(self)
         engine = choose_engine(self)
         engine.begin(self)
-        metrics: dict[str, list[th.Tensor]] = defaultdict(list)
+        metrics: dict[str, list[th.Tensor | float]] = defaultdict(list)
         for gradient_step in range(gradient_steps):
             replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             update_actor = (self._n_updates + gradient_step + 1) % self.policy_delay == 0
@@ -261,9 +285,8 @@ class ActorCritic(CheckedSAC):
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        flat = iter(th.stack(list(itertools.chain(*metrics.values()))).tolist() if metrics else ())
         for name, values in metrics.items():
-            self.logger.record(f"train/{name}", statistics.fmean(itertools.islice(flat, len(values))))
+            self.logger.record(f"train/{name}", statistics.fmean(map(float, values)))
         warn_of_traps(self, gradient_steps)
 
     def check_descent(
@@ -299,7 +322,8 @@ class ActorCritic(CheckedSAC):
         cls: type[SelfActorCritic], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
     ) -> SelfActorCritic:
         """
-        Load a model that SAC or any algorithm of sb3_pathwise has saved, see ``BaseAlgorithm.load``.
+        Load a model that SAC, sb3-contrib's TQC or CrossQ, or any algorithm of sb3_pathwise has saved, see
+        ``BaseAlgorithm.load``. It keeps its critic.
 
         Arguments of the route (``n_action_samples``, ``baseline``) come from the file only if this class wrote it;
         otherwise they take this class's defaults, since they mean something else to another route.

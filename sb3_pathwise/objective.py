@@ -32,7 +32,7 @@ def current_ent_coef(model: SAC) -> th.Tensor:
 
 
 def surrogate_of_objective(
-    route: Route, draw: PolicyDraw, value: ActionValue, ent_coef: th.Tensor, samples_gaussian_entropy: bool = False
+    route: Route, draw: PolicyDraw, value: ActionValue, ent_coef: th.Tensor | float, samples_gaussian_entropy: bool = False
 ) -> th.Tensor:
     """
     ``J = E_{a ~ pi(.|s)} [Q(s, a) - ent_coef * log pi(a|s)]`` in value, the route's estimate of its gradient in gradient.

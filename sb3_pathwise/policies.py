@@ -9,10 +9,11 @@ import inspect
 from typing import Any, ClassVar
 
 import torch as th
+from sb3_contrib.crossq.policies import CrossQPolicy
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac import policies as sac_policies
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACPolicy
 
@@ -63,6 +64,13 @@ class DistributionActor(Actor):
         return self.action_dist.log_prob_from_params(self.dist_params(obs))
 
 
+class NoTarget(th.nn.Module):
+    """Stands where SAC's target networks are. It has no parameters, and is in no file."""
+
+    def forward(self, *args: th.Tensor) -> th.Tensor:
+        raise ValueError("This critic has no target networks: train it with an algorithm of sb3_pathwise, not with SB3's SAC.")
+
+
 class DistributionPolicy(SACPolicy):
     """
     SAC's policy with a choice of action distribution and of critic.
@@ -70,7 +78,8 @@ class DistributionPolicy(SACPolicy):
     :param args: Arguments of SAC's policy
     :param distribution: "squashed_gaussian" (SAC's), "beta" or "gaussian_mixture" (squashed too)
     :param n_components: Number of Gaussians of a "gaussian_mixture"
-    :param critic: Kind of critic, see ``sb3_pathwise.critics``: "twin" (SAC's)
+    :param critic: Kind of critic: "twin" (SAC's), "quantile" (TQC's), "batch_renorm" (CrossQ's), see ``sb3_pathwise.critics``
+        for their arguments
     :param kwargs: Keyword arguments of SAC's policy, and of the critic
     :raises ValueError: if distribution or critic is unknown or has not such an argument, or cannot be had with gSDE
     """
@@ -94,7 +103,7 @@ class DistributionPolicy(SACPolicy):
             )
         if not isinstance(n_components, int) or n_components < 1:
             raise ValueError(f"n_components must be an integer of at least 1, got {n_components!r}.")
-        if critic not in CRITICS:
+        if not isinstance(critic, str) or critic not in CRITICS:
             raise ValueError(f"critic must be one of {', '.join(CRITICS)}, got {critic!r}.")
         self.critic_arguments = {name: kwargs.pop(name) for name in critic_arguments(critic) if name in kwargs}
         for other in CRITICS:
@@ -117,15 +126,32 @@ class DistributionPolicy(SACPolicy):
         ours = {name: value for name, value in chosen.items() if value != defaults[name].default}
         return super()._get_constructor_parameters() | ours | self.critic_arguments
 
+    def _build(self, lr_schedule: Schedule) -> None:
+        if self.critic_rule.has_target:
+            super()._build(lr_schedule)
+        else:
+            # SAC's, but for the target networks, whose initialization would draw random numbers
+            CrossQPolicy._build(self, lr_schedule)  # type: ignore[arg-type]
+            self.critic_target = NoTarget()  # type: ignore[assignment]
+
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
         if self.distribution == "squashed_gaussian":
-            return super().make_actor(features_extractor)
-        actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        actor = DistributionActor(**actor_kwargs, distribution=self.distribution, n_components=self.n_components)
-        return actor.to(self.device)
+            actor = super().make_actor(features_extractor)
+        else:
+            actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+            actor = DistributionActor(**actor_kwargs, distribution=self.distribution, n_components=self.n_components)
+            actor = actor.to(self.device)
+        self.critic_rule.prepare_actor(actor)
+        return actor
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
-        return self.critic_rule.make(self, features_extractor)
+        critic = self.critic_rule.make(self, features_extractor)
+        if features_extractor is not None and critic.features_extractor is not features_extractor:
+            raise ValueError(
+                f"share_features_extractor=True: critic={self.critic_name!r} makes a features extractor of its own, which "
+                "nobody would train. Leave the argument out."
+            )
+        return critic
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if not (deterministic and self.distribution == "gaussian_mixture"):

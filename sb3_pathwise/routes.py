@@ -75,7 +75,7 @@ def likelihood_ratio(
             "draw more samples or use baseline='mean_action'"
         )
     with th.no_grad():
-        actions = dist.sample(th.Size((n_samples,)))
+        actions = _sample(dist, n_samples)
         values, value_at_mean = _evaluate_with_baseline(dist, objective, actions, baseline)
         advantages = _advantages(values, value_at_mean, baseline)
     log_prob = dist.log_prob(actions)
@@ -115,7 +115,7 @@ def measure_valued(dist: Distribution, objective: Objective, n_samples: int = 1)
         maxwell = normals[2:5].norm(dim=0).copysign(normals[5])
         gaussian = maxwell * th.rand_like(maxwell)
         # (part, coordinate j, sample, row, d): Gaussian points, of which coordinate j is replaced by that of the four parts
-        points = dist.base_dist.sample(th.Size((dim, n_samples))).repeat(4, 1, 1, 1, 1)
+        points = _sample(dist, dim, n_samples).repeat(4, 1, 1, 1, 1)
         points.diagonal(dim1=1, dim2=-1).copy_(loc + scale * th.stack((weibull, -weibull, maxwell, gaussian)))
         values = _evaluate(objective, points.flatten(0, 2)).unflatten(0, (4, dim, n_samples))
         right, left, wide, plain = values.mean(2).mT
@@ -225,6 +225,15 @@ def _evaluate(objective: Objective, actions: th.Tensor) -> th.Tensor:
             f"one for each action, got {tuple(values.shape)}"
         )
     return values
+
+
+def _sample(dist: Distribution, *sample_shape: int) -> th.Tensor:
+    """
+    ``dist.sample``, to the last bit. Torch's ``Normal.sample`` asks a GPU whether its scale is positive, and waits for it.
+    """
+    if type(dist) is Independent and type(dist.base_dist) is Normal:
+        return dist.base_dist.rsample(sample_shape)
+    return dist.sample(th.Size(sample_shape))
 
 
 def _linear(param: th.Tensor, grad: th.Tensor) -> th.Tensor:

@@ -18,7 +18,8 @@ from sb3_pathwise.objective import current_ent_coef, surrogate_of_objective
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
-Metrics = dict[str, th.Tensor]
+# Scalars without graph, on whichever device
+Metrics = dict[str, th.Tensor | float]
 
 
 def update(agent: "ActorCritic", replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool) -> Metrics:
@@ -29,18 +30,18 @@ def update(agent: "ActorCritic", replay_data: ReplayBufferSamples, update_actor:
     :param replay_data: Batch of transitions
     :param update_actor: Whether the actor and the temperature take a step too
     :param update_targets: Whether the target networks follow
-    :return: what to log: scalars without graph
+    :return: what to log
     """
     critic_rule, obs = agent.critic_rule, replay_data.observations
     # Sampled anew, because log_std may have changed between two gradient steps
     if agent.use_sde:
         agent.actor.reset_noise()
     ent_coef = current_ent_coef(agent)
-    metrics = {"ent_coef": ent_coef.mean()}
+    metrics: Metrics = {"ent_coef": ent_coef.squeeze()}
 
     # Draw
     draw = draw_actions(agent.actor, obs) if update_actor and critic_rule.actor_draws_first else None
-    with th.no_grad():
+    with th.no_grad(), critic_rule.while_acting(agent.actor):
         next_actions, next_log_prob = agent.actor.action_log_prob(replay_data.next_observations)
 
     # The critics descend their loss

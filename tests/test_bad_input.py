@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.dqn.policies import DQNPolicy
@@ -211,8 +210,6 @@ def test_unknown_policy(algorithm: type[SAC]) -> None:
         (DDPG, "TD3Policy"),
         (PPO, "ActorCriticPolicy"),
         (A2C, "ActorCriticPolicy"),
-        (TQC, "TQCPolicy"),
-        (CrossQ, "CrossQPolicy"),
         (DQN, "DQNPolicy"),
     ],
 )

@@ -6,13 +6,14 @@ The update, the routes and the probe see no more of a critic than this. One file
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
-from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.sac.policies import Actor, SACPolicy
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
@@ -31,6 +32,8 @@ class Critic(ABC):
 
     #: Whether there are target networks
     has_target: ClassVar[bool] = True
+    #: Smallest batch that it can learn from
+    min_batch_size: ClassVar[int] = 1
     #: Whether the actor's actions are drawn before the target's, as in SAC
     actor_draws_first: ClassVar[bool] = True
 
@@ -41,6 +44,20 @@ class Critic(ABC):
         :param features_extractor: The actor's features extractor if it is shared
         :return: critic networks, a ``BaseModel`` with an ``extract_features`` of its own
         """
+
+    def prepare_actor(self, actor: Actor) -> None:  # noqa: B027
+        """
+        To be called when an actor is made, before its optimizer is.
+
+        :param actor: Actor network, to be changed in place
+        """
+
+    def while_acting(self, actor: Actor) -> AbstractContextManager[None]:
+        """
+        :param actor: Actor network
+        :return: a context in which it draws the actions of the next states
+        """
+        return nullcontext()
 
     @abstractmethod
     def loss(
@@ -76,6 +93,55 @@ class Critic(ABC):
 
         :param critic: Critic networks
         """
+
+
+def action_value(
+    critic: Any,
+    obs: PyTorchObs,
+    stock: type,
+    reduce: Callable[[Sequence[th.Tensor]], th.Tensor],
+    network: Callable[[Any], Callable[[th.Tensor], th.Tensor] | None] = lambda q_network: q_network,
+) -> ActionValue:
+    """
+    Critics as a function of the actions alone. For several actions per state, features are extracted once per state, unless
+    the critics' ``forward`` is not SB3's or is hooked.
+
+    :param critic: Critic networks, with ``q_networks``
+    :param obs: Observations, batch size B
+    :param stock: Class whose ``forward`` is known: features and actions side by side, each of the networks
+    :param reduce: What the value is: maps the networks' outputs, each of shape (N, k), to values (N,)
+    :param network: For several actions, what to evaluate in place of a network, or ``None`` if nothing else will do
+    :return: maps actions (n, B, d) to values (n, B), differentiable in the actions
+    """
+    is_stock = getattr(critic.forward, "__func__", None) is stock.forward  # type: ignore[attr-defined]
+    whole = not is_stock or critic._forward_hooks or critic._forward_pre_hooks or critic._backward_hooks
+    features: list[th.Tensor] = []
+    networks: list[Any] = []
+
+    def value(actions: th.Tensor) -> th.Tensor:
+        if len(actions) > 1 and not whole and not networks:
+            networks.extend(map(network, critic.q_networks))
+        if len(actions) == 1 or whole or None in networks:
+            return th.stack([reduce(_outputs(critic(obs, a))) for a in actions])
+        if not features:
+            with th.no_grad():
+                features.append(critic.extract_features(obs, critic.features_extractor))
+        qvalue_input = th.cat([features[0].repeat(len(actions), 1), actions.flatten(end_dim=1)], dim=1)
+        return reduce([q_net(qvalue_input) for q_net in networks]).view(actions.shape[:-1])
+
+    return value
+
+
+def _outputs(outputs: Sequence[th.Tensor] | th.Tensor) -> Sequence[th.Tensor]:
+    return outputs.unbind(1) if isinstance(outputs, th.Tensor) else outputs
+
+
+def smallest(q_values: Sequence[th.Tensor]) -> th.Tensor:
+    """
+    :param q_values: of each critic, shape (N, 1)
+    :return: the smallest, shape (N,)
+    """
+    return th.min(th.cat(tuple(q_values), dim=1), dim=1).values
 
 
 def discounts(agent: "ActorCritic", replay_data: ReplayBufferSamples) -> th.Tensor | float:

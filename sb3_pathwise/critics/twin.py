@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSample
 from stable_baselines3.sac.policies import SACPolicy
 from torch.nn import functional as F
 
-from sb3_pathwise.critics.base import ActionValue, Critic, discounts
+from sb3_pathwise.critics.base import ActionValue, Critic, action_value, discounts, smallest
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
@@ -40,31 +40,4 @@ class TwinCritic(Critic):
         return critic_loss, target_q_values  # type: ignore[return-value]
 
     def value(self, critic: ContinuousCritic, obs: PyTorchObs) -> ActionValue:
-        return min_q_values(critic, obs)
-
-
-def min_q_values(critic: ContinuousCritic, obs: PyTorchObs) -> ActionValue:
-    """
-    The smallest of the critics as a function of the actions alone. For several actions per state, features are extracted once
-    per state, unless the critic's ``forward`` is not SB3's or is hooked.
-
-    :param critic: Critic networks
-    :param obs: Observations, batch size B
-    :return: maps actions (n, B, d) to values (n, B), differentiable in the actions
-    """
-    is_stock = getattr(critic.forward, "__func__", None) is ContinuousCritic.forward
-    whole = not is_stock or critic._forward_hooks or critic._forward_pre_hooks or critic._backward_hooks
-    features: list[th.Tensor] = []
-
-    def value(actions: th.Tensor) -> th.Tensor:
-        if len(actions) == 1 or whole:
-            q_values = th.stack([th.cat(critic(obs, a), dim=1) for a in actions])
-            return th.min(q_values, dim=-1).values
-        if not features:
-            with th.no_grad():
-                features.append(critic.extract_features(obs, critic.features_extractor))
-        qvalue_input = th.cat([features[0].repeat(len(actions), 1), actions.flatten(end_dim=1)], dim=1)
-        q_values = th.cat([q_net(qvalue_input) for q_net in critic.q_networks], dim=1)
-        return th.min(q_values, dim=1).values.view(actions.shape[:-1])
-
-    return value
+        return action_value(critic, obs, ContinuousCritic, smallest)

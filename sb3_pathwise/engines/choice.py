@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sb3_pathwise.engines.base import Engine
+from sb3_pathwise.engines.cuda_graph import CudaGraphEngine
 from sb3_pathwise.engines.eager import EagerEngine
 from sb3_pathwise.engines.fingerprint import fingerprint
 from sb3_pathwise.engines.fused import FusedEngine
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
 #: By name, the fastest first
-ENGINES: dict[str, type[Engine]] = {"fused": FusedEngine, "eager": EagerEngine}
+ENGINES: dict[str, type[Engine]] = {"cuda_graph": CudaGraphEngine, "fused": FusedEngine, "eager": EagerEngine}
 # Not chosen by itself
 OPT_IN = ("cuda_graph",)
 
@@ -40,7 +41,7 @@ def choose_engine(model: "ActorCritic", at_construction: bool = False) -> Engine
     :param model: The model, its networks and optimizers being made
     :param at_construction: Whether an engine for ``model.precision`` is to be insisted on: later, after a change that none can
         follow, the plain update runs
-    :return: the engine
+    :return: the engine; at construction none is made
     :raises ValueError: if there is no such engine; if a named one cannot run the model, with the reason; at construction, if
         none can in the precision
     """
@@ -70,9 +71,11 @@ def choose_engine(model: "ActorCritic", at_construction: bool = False) -> Engine
             )
         warnings.warn(f"precision={model.precision!r}: no engine can run this model in it any more, float32 is used ({text}).")
         name = "eager"
-    engine = ENGINES[name](model)
+    # An untrained model stays as it is: engines may create the state of its optimizers
+    engine = EagerEngine(model) if at_construction else ENGINES[name](model)
     # Taken anew: an engine may have created the state of an optimizer
-    _CHOICES[model] = _Choice(engine, fingerprint(model))
+    if not at_construction:
+        _CHOICES[model] = _Choice(engine, fingerprint(model))
     return engine
 
 

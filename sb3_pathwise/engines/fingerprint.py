@@ -4,7 +4,7 @@ Whether a model is still what it was: modules, parameters and their storage, hoo
 Learning rates are not part of it, since SB3 sets them at each ``train()``, nor is the content of tensors.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NETWORKS = ("actor", "critic", "critic_target")
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
 
 
@@ -25,18 +26,30 @@ def fingerprint(model: "ActorCritic") -> tuple[object, ...]:
     # An own attribute of an instance may hide a method: their number is looked at
     prints += [len(vars(model)), model.engine, model.precision, model.use_sde, id(model.ent_coef_optimizer)]
     prints += [id(model.log_ent_coef), id(getattr(model.actor, "action_dist", None))]
-    modules = [model.policy, model.actor, model.critic, getattr(model, "critic_target", None)]
+    # SB3's aliases are the policy's networks, unless somebody has replaced them on one side only
+    modules: list[Any] = [model.policy]
+    modules += [
+        network for name in _NETWORKS if (network := getattr(model, name, None)) is not getattr(model.policy, name, None)
+    ]
+    add = prints.append
     for module in modules:
         if module is None:
             continue
-        attributes = vars(module)
-        prints += [id(module), id(module.__class__), len(attributes)]
-        prints += [len(attributes[name]) for name in _HOOKS]
+        attributes = module.__dict__
+        add(id(module))
+        add(id(module.__class__))
+        add(len(attributes))
+        for name in _HOOKS:
+            if attributes[name]:
+                add((name, len(attributes[name])))
         for param in attributes["_parameters"].values():
             if param is not None:
-                prints += [id(param), param.data_ptr(), param.requires_grad]
-                prints += [len(param._backward_hooks or ()), len(param._post_accumulate_grad_hooks or ())]
-        modules.extend(attributes["_modules"].values())
+                add(id(param))
+                add(param.data_ptr())
+                add(param.requires_grad)
+                if param._backward_hooks or param._post_accumulate_grad_hooks:
+                    add((len(param._backward_hooks or ()), len(param._post_accumulate_grad_hooks or ())))
+        modules += attributes["_modules"].values()
     for optimizer in (model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer):
         if optimizer is not None:
             _add_optimizer(prints, optimizer)
@@ -44,12 +57,12 @@ def fingerprint(model: "ActorCritic") -> tuple[object, ...]:
 
 
 def _add_optimizer(prints: list[object], optimizer: Optimizer) -> None:
-    prints += [id(optimizer), len(vars(optimizer)), len(optimizer.state)]
+    prints += [id(optimizer), id(optimizer.__class__), len(optimizer.__dict__), len(optimizer.state)]
     prints += [len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)]
+    state = optimizer.state
     for group in optimizer.param_groups:
         prints += [value for name, value in group.items() if name not in ("lr", "params")]
         for param in group["params"]:
             prints.append(id(param))
-            state = optimizer.state.get(param)
-            if state:
-                prints += map(id, state.values())
+            if param in state:
+                prints += map(id, state[param].values())

@@ -14,15 +14,16 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
-from torch.distributions import Normal
 from torch.nn.modules import module as torch_module
 
-from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh, independent
+from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh
 from sb3_pathwise.engines.base import Engine
 from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
 from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
-from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, squash
+from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
+from sb3_pathwise.guards.undisturbed import undisturbed
 from sb3_pathwise.objective import current_ent_coef, surrogate_of_objective
 from sb3_pathwise.update import Metrics
 
@@ -47,10 +48,12 @@ class FusedEngine(Engine):
         self.actor_adam = AdamKernel(model.actor.optimizer)
         self.critic_adam = AdamKernel(model.critic.optimizer)
         self.ent_coef_adam = None if model.ent_coef_optimizer is None else AdamKernel(model.ent_coef_optimizer)
-        self.actor = GaussianActor(model.actor, self.actor_adam, low_dtype)
-        self.critic = TwinKernel(model, self.critic_adam, low_dtype)
+        workspace = Workspace()
+        self.actor = GaussianActor(model.actor, self.actor_adam, workspace, low_dtype)
+        self.critic = TwinKernel(model, self.critic_adam, workspace, low_dtype)
         self.dtype = self.actor_adam.grad.dtype
         self.epsilon: float = model.actor.action_dist.epsilon  # type: ignore[union-attr]
+        self.tanh = SACTanh(self.epsilon)
         self.is_flat = _is_flat(model.actor)
 
     @staticmethod
@@ -61,7 +64,7 @@ class FusedEngine(Engine):
             return "gSDE is not a squashed Gaussian"
         if not _is_ours(type(model).actor_surrogate) or "actor_surrogate" in vars(model):
             return "actor_surrogate is overridden, and may reach more than distribution and objective"
-        reason = _reason_not_modules(model) or GaussianActor.reason_not(model.actor) or TwinKernel.reason_not(model)
+        reason = TwinKernel.reason_not(model) or _reason_not_modules(model) or GaussianActor.reason_not(model.actor)
         return reason or _reason_not_optimizers(model) or _reason_not_route(model)
 
     def begin(self, model: "ActorCritic") -> None:
@@ -79,28 +82,26 @@ class FusedEngine(Engine):
     def _update(
         self, model: "ActorCritic", replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool
     ) -> Metrics:
-        ent_coef = current_ent_coef(model)
-        metrics = {"ent_coef": ent_coef.squeeze()}
+        ent_coef = float(current_ent_coef(model))
+        metrics: Metrics = {"ent_coef": ent_coef}
         features, next_features = (
             self._features(model, obs) for obs in (replay_data.observations, replay_data.next_observations)
         )
         actions, rewards, dones = (
             tensor.to(self.dtype) for tensor in (replay_data.actions, replay_data.rewards, replay_data.dones)
         )
-        discounts = (1 - dones) * (model.gamma if replay_data.discounts is None else replay_data.discounts)
+        discounts = th.rsub(dones, 1).mul_(model.gamma if replay_data.discounts is None else replay_data.discounts)
 
         # Draw, both states' policies at once
         n_rows = len(actions)
         all_features = th.cat([features, next_features]) if update_actor else next_features
-        activations, mean_actions, log_std = self.actor.forward(all_features)
-        noise = th.randn(len(all_features), actions.shape[1], dtype=self.dtype) if not update_actor else None
-        if update_actor:
-            # In SAC's order
-            noise, next_noise = (th.randn(n_rows, actions.shape[1], dtype=self.dtype) for _ in range(2))
-        else:
-            next_noise = noise
-        next_log_std = log_std[-n_rows:].clamp(LOG_STD_MIN, LOG_STD_MAX)
-        _, next_actions, next_log_prob = squash(mean_actions[-n_rows:], next_log_std, next_noise, self.epsilon)
+        trace = self.actor.forward(all_features)
+        # In SAC's order
+        noise = [th.randn(n_rows, actions.shape[1], dtype=self.dtype) for _ in range(1 + update_actor)]
+        next_mean_actions, next_log_std = trace.output[-n_rows:].chunk(2, dim=1)
+        _, next_actions, next_log_prob, _, _ = squash(
+            next_mean_actions, next_log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), noise[-1], self.epsilon
+        )
 
         # The critics descend their loss
         critic_loss, target_q_values = self.critic.loss(
@@ -120,28 +121,26 @@ class FusedEngine(Engine):
         if update_actor:
             # The actor climbs the surrogate, a graph that begins with the outputs of its network
             with th.enable_grad():
-                leaves = tuple(output[:n_rows].detach().requires_grad_() for output in (mean_actions, log_std))
-                draw = self._draw(*leaves, noise)
+                leaves = [output.detach().requires_grad_() for output in trace.output[:n_rows].chunk(2, dim=1)]
+                draw = self._draw(leaves[0], leaves[1], noise[0])
                 surrogate = surrogate_of_objective(
                     model.actor_surrogate, draw, self.critic.value(features), ent_coef, model.samples_gaussian_entropy
                 )
-                actor_loss = -surrogate.mean()
-            grads = th.autograd.grad(actor_loss, leaves, materialize_grads=True)
-            self.actor.backward(grads, [activation[:n_rows] for activation in activations])
-            log_prob = draw.log_prob.detach()
-            actor_loss = actor_loss.detach()
-            metrics |= {"actor_loss": actor_loss, "entropy": -log_prob.mean()}
+            # Of minus its mean
+            grads = th.autograd.grad(surrogate, leaves, th.full_like(surrogate, -1 / n_rows), materialize_grads=True)
+            self.actor.backward(grads, trace.rows(slice(n_rows)))
+            actor_loss, log_prob = -surrogate.detach().mean(), draw.log_prob.detach().mean()
+            metrics |= {"actor_loss": actor_loss, "entropy": -log_prob.item()}
             metrics["actor_grad_norm"] = self._descend(model, model.actor.optimizer, self.actor_adam, "actor_loss", actor_loss)
             self.actor.refresh()
 
             # The temperature follows the entropy
             if self.ent_coef_adam is not None and model.log_ent_coef is not None:
                 assert isinstance(model.target_entropy, float) and model.ent_coef_optimizer is not None
-                grad = self.ent_coef_adam.grads[0].fill_(0).sub_((log_prob + model.target_entropy).mean())
-                metrics["ent_coef_loss"] = (model.log_ent_coef.detach() * grad).squeeze()
-                self._descend(
-                    model, model.ent_coef_optimizer, self.ent_coef_adam, "ent_coef_loss", metrics["ent_coef_loss"], clip=False
-                )
+                grad = self.ent_coef_adam.grads[0].fill_(-log_prob.item() - model.target_entropy)
+                ent_coef_loss = model.log_ent_coef * grad
+                metrics["ent_coef_loss"] = ent_coef_loss
+                self._descend(model, model.ent_coef_optimizer, self.ent_coef_adam, "ent_coef_loss", ent_coef_loss, clip=False)
 
         if update_targets:
             self.critic.follow(model.tau)
@@ -152,11 +151,9 @@ class FusedEngine(Engine):
             return obs.flatten(1).float().to(self.dtype)
         return model.actor.extract_features(obs, model.actor.features_extractor).to(self.dtype)  # type: ignore[arg-type]
 
-    def _draw(self, mean_actions: th.Tensor, log_std: th.Tensor, noise: Any) -> PolicyDraw:
-        x, actions, log_prob = SquashedGaussianDraw.apply(mean_actions, log_std, noise, self.epsilon)
-        std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
-        base = independent(Normal(mean_actions, std, validate_args=False))
-        return PolicyDraw(PolicyDistribution(base, SACTanh(self.epsilon)), x, actions, log_prob)
+    def _draw(self, mean_actions: th.Tensor, log_std: th.Tensor, noise: th.Tensor) -> PolicyDraw:
+        x, actions, log_prob, std = SquashedGaussianDraw.apply(mean_actions, log_std, noise, self.epsilon)
+        return PolicyDraw(PolicyDistribution(diagonal_gaussian(mean_actions, std), self.tanh), x, actions, log_prob)
 
     @staticmethod
     def _descend(
@@ -209,7 +206,7 @@ def _reason_not_modules(model: "ActorCritic") -> str | None:
                     if not param.is_contiguous():
                         return f"a parameter of {name} is not contiguous"
                     dtypes.add(param.dtype)
-        if any(True for _ in network.features_extractor.parameters()):
+        if next(network.features_extractor.parameters(), None) is not None:  # type: ignore[union-attr]
             return "the features extractor learns"
     if len(dtypes) != 1 or not dtypes <= {th.float32, th.float64}:
         return f"its parameters are of {', '.join(sorted(map(str, dtypes)))}"
@@ -232,7 +229,23 @@ def _reason_not_optimizers(model: "ActorCritic") -> str | None:
 
 
 def _reason_not_route(model: "ActorCritic") -> str | None:
-    """A route that reaches more than it is given, the actor's weights by a closure say, is not to be cut off from it."""
     if _is_ours(type(model).route):
         return None
+    # A route that reaches more than it is given, the actor's weights by a closure say, is not to be cut off from it
+    d = model.action_space.shape[0] if model.action_space.shape else 1
+    with undisturbed(model), th.enable_grad():
+        leaves = [th.zeros(2, d, requires_grad=True) for _ in range(2)]
+        x, actions, log_prob, std = SquashedGaussianDraw.apply(*leaves, th.zeros(2, d), SACTanh().epsilon)
+        draw = PolicyDraw(PolicyDistribution(diagonal_gaussian(leaves[0], std), SACTanh()), x, actions, log_prob)
+        surrogate = surrogate_of_objective(model.actor_surrogate, draw, lambda actions: actions.sum(dim=-1), 1.0)
+    nodes = [surrogate.grad_fn]
+    seen = set(nodes)
+    for node in nodes:
+        if node is not None:
+            variable = getattr(node, "variable", None)
+            if variable is not None and not any(variable is leaf for leaf in leaves):
+                return f"its route, {type(model).route.__name__}, reaches parameters beside those of the distribution"
+            new = {parent for parent, _ in node.next_functions} - seen
+            seen |= new
+            nodes += new
     return None

@@ -74,11 +74,12 @@ def _is_class_of(base: type) -> Callable[[Any], bool]:
 
 
 _FRACTION: Rule = (lambda value: _is_number(value, at_least=0, at_most=1), "a number from 0 to 1")
+LEARNING_RATE: Rule = (
+    lambda value: callable(value) or _is_number(value, at_least=0),
+    "a non-negative number, or a function of the remaining progress",
+)
 _RULES: dict[str, Rule] = {
-    "learning_rate": (
-        lambda value: callable(value) or _is_number(value, at_least=0),
-        "a non-negative number, or a function of the remaining progress",
-    ),
+    "learning_rate": LEARNING_RATE,
     "buffer_size": _integer(1),
     "learning_starts": _integer(0),
     "batch_size": _integer(1),
@@ -137,16 +138,22 @@ def check_arguments(model: SAC) -> None:
     :raises ValueError: if one of SAC's arguments is out of range, or two of them exclude each other
     """
     for name, rule in _RULES.items():
-        _check(name, getattr(model, "_stats_window_size" if name == "stats_window_size" else name), rule)
+        check(name, getattr(model, "_stats_window_size" if name == "stats_window_size" else name), rule)
     for name, rule in _POLICY_RULES.items():
         if name in model.policy_kwargs:
-            _check(name, model.policy_kwargs[name], rule)
+            check(name, model.policy_kwargs[name], rule)
     _check_observation_space(model)
     _check_action_space(model)
     _check_replay_buffer(model)
 
 
-def _check(name: str, value: Any, rule: Rule) -> None:
+def check(name: str, value: Any, rule: Rule) -> None:
+    """
+    :param name: Name of the argument
+    :param value: Its value
+    :param rule: What it must be
+    :raises ValueError: if it is not
+    """
     suits, description = rule
     if not suits(value):
         raise ValueError(f"{name} must be {description}, got {value!r}.")

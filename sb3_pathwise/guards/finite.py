@@ -90,15 +90,15 @@ def check_descent(model: SAC, name: str, loss: th.Tensor, grad_norm: th.Tensor, 
 
 class DeferredChecks:
     """
-    ``check_descent`` without waiting for the device: what is not finite is noted there, and from then on no optimizer takes a
-    step, until the host looks.
+    ``check_descent`` without waiting for the device: what is not finite is noted there, and from then on no optimizer that
+    ``found_inf`` was given to takes a step, until the host looks.
 
     :param device: where the model is
     """
 
     def __init__(self, device: th.device) -> None:
         # Torch's fused optimizers take no step while it is 1 (the name is theirs, from mixed precision)
-        self.found_inf = th.zeros((), device=device)
+        self.found_inf = th.zeros((), device=device, dtype=th.float32)
         # The losses in their order, and what of them is not finite, the earliest cause first
         self._flags: dict[tuple[str, str], th.Tensor] = {}
 
@@ -108,13 +108,12 @@ class DeferredChecks:
         """
         To be called between the backward pass and the optimizer's step.
 
-        :param optimizer: The optimizer, a fused one
+        :param optimizer: The optimizer
         :param name: Name of the loss
         :param loss: Loss, a scalar
         :param grad_norm: Norm of its gradient, a scalar
         :param causes: Tensors that the loss came from, by name, earliest first
         """
-        optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
         for quantity, tensor in (causes | {name: loss, "gradient": grad_norm}).items():
             flag = self._flags.setdefault((name, quantity), th.zeros_like(self.found_inf))
             # The sum shows it
@@ -130,12 +129,14 @@ class DeferredChecks:
         """
         if not self.found_inf.item():
             return
-        found = [key for key, flag in self._flags.items() if flag.item()]
-        self.found_inf.zero_()
-        for flag in self._flags.values():
-            flag.zero_()
-        name, quantity = found[0]
+        name, quantity = next(key for key, flag in self._flags.items() if flag.item())
+        self.reset()
         raise NonFiniteError(quantity, model, "" if quantity == name else f" (seen in {name})")
+
+    def reset(self) -> None:
+        """Forget what was noted."""
+        for flag in (self.found_inf, *self._flags.values()):
+            flag.zero_()
 
 
 class CheckedSAC(SAC):

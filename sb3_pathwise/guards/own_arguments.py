@@ -6,18 +6,21 @@ SAC's arguments are checked in ``arguments.py``.
 
 import copy
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
 from stable_baselines3.sac.policies import SACPolicy
 from torch.distributions import Distribution
 
 from sb3_pathwise import routes
+from sb3_pathwise.contrib import POLICIES
 from sb3_pathwise.distributions import draw_actions, has_foreign_draws
 from sb3_pathwise.guards import arguments
 from sb3_pathwise.guards.undisturbed import undisturbed
@@ -45,11 +48,12 @@ def check_early_arguments(cls: type["ActorCritic"], policy: Any, device: Any, po
     :param policy_kwargs: Arguments of the policy, or ``None``
     :raises ValueError: if one of them is of no use
     """
-    if not isinstance(policy, str) and not (isinstance(policy, type) and issubclass(policy, SACPolicy)):
+    is_known = isinstance(policy, type) and (issubclass(policy, SACPolicy) or policy in POLICIES)
+    if not isinstance(policy, str) and not is_known:
         raise ValueError(
             f"policy: {getattr(policy, '__name__', repr(policy))} is not a SACPolicy. {cls.__name__} takes SAC's "
-            "policies, and loads models saved by SAC or by another algorithm of sb3_pathwise; load other models with "
-            "their own class."
+            "policies, and loads models saved by SAC, by sb3-contrib's TQC or CrossQ, or by another algorithm of "
+            "sb3_pathwise; load other models with their own class."
         )
     arguments.check_early_arguments(device, policy_kwargs)
 
@@ -67,12 +71,19 @@ def check_model(model: "ActorCritic") -> None:
             f"policy: MultiInputPolicy needs a Dict observation space, not {model.observation_space}; "
             "use MlpPolicy (vectors) or CnnPolicy (images)."
         )
+    if "critic" in model.policy_kwargs and not issubclass(model.policy_class, DistributionPolicy):
+        raise ValueError(
+            f"policy_kwargs: {model.policy_class.__name__} has no choice of critic. Use a policy of sb3_pathwise, such as "
+            "'MlpPolicy', or leave critic out."
+        )
     _check_distribution(model)
     _check_route_arguments(model)
     if not isinstance(model.policy_delay, int) or model.policy_delay < 1:
         raise ValueError(f"policy_delay must be an integer of at least 1, got {model.policy_delay!r}.")
     if model.max_grad_norm is not None and not (isinstance(model.max_grad_norm, (int, float)) and model.max_grad_norm > 0):
         raise ValueError(f"max_grad_norm must be positive, or None not to clip, got {model.max_grad_norm!r}.")
+    if model.qf_learning_rate is not None:
+        arguments.check("qf_learning_rate", model.qf_learning_rate, arguments.LEARNING_RATE)
     if model.precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(map(repr, PRECISIONS))}, got {model.precision!r}.")
 
@@ -109,6 +120,30 @@ def _check_route_arguments(model: "ActorCritic") -> None:
                 "baseline='leave_one_out' compares an action with the others of its state and needs "
                 "n_action_samples of at least 2, got 1. Draw more, or use baseline='mean_action'."
             )
+
+
+def check_critic(model: "ActorCritic") -> None:
+    """
+    :param model: The model, its networks being made
+    :raises ValueError: if an argument does not go with its critic
+    """
+    critic = model.critic_rule
+    if model.batch_size < critic.min_batch_size:
+        raise ValueError(
+            f"batch_size must be at least {critic.min_batch_size} with {type(critic).__name__}, which normalises by the "
+            f"batch's statistics, got {model.batch_size}."
+        )
+    for name in () if critic.has_target else ("tau", "target_update_interval"):
+        if getattr(model, name) != inspect.signature(SAC).parameters[name].default:
+            raise ValueError(
+                f"{name}={getattr(model, name)!r} has no effect: {type(critic).__name__} has no target networks. Leave it out."
+            )
+    normalizer = model._vec_normalize_env
+    if normalizer is not None and normalizer.norm_reward and model.log_ent_coef is None:
+        warnings.warn(
+            f"ent_coef={model.ent_coef} is fixed, but the scale of the rewards, against which it is weighed, changes in "
+            'training with VecNormalize(norm_reward=True). Let it be learned, ent_coef="auto".'
+        )
 
 
 def check_own_route(model: "ActorCritic") -> None:

@@ -25,6 +25,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Distribution
 
+from sb3_pathwise.contrib import adopted_arguments
 from sb3_pathwise.learner import ROUTE_ARGUMENTS, ActorCritic
 
 SelfSAC = TypeVar("SelfSAC", bound=SAC)
@@ -44,7 +45,8 @@ def load_weights_only(
     cls: type[SelfSAC], path: str | os.PathLike[str], env: GymEnv | str, max_bytes: int = 2**31, **kwargs: Any
 ) -> SelfSAC:
     """
-    Load a model that an algorithm of sb3_pathwise, or SB3's SAC, has saved, from a source that is not trusted.
+    Load a model that an algorithm of sb3_pathwise, SB3's SAC, or sb3-contrib's TQC or CrossQ has saved, from a source that is
+    not trusted.
 
     Tensors are read by ``torch.load(weights_only=True)``, hyperparameters and counters if they are plain JSON. Pickled ones
     (always ``train_freq`` and ``replay_buffer_class``, and schedules) are left at their defaults with a warning that names
@@ -63,6 +65,8 @@ def load_weights_only(
     data = _read_json(path, members)
     arguments, pickled = _plain_arguments(cls, path, data)
     arguments |= kwargs
+    if issubclass(cls, ActorCritic):
+        arguments |= _adopted_arguments(data, arguments)
     env = cls._wrap_env(maybe_make_env(env, verbose=0))
     arguments.setdefault("policy", _default_policy(env))
     tensors = {name.removesuffix(".pth"): _load_tensors(path, name, members[name]) for name in members if name not in _TEXTS}
@@ -150,6 +154,14 @@ def _plain_arguments(cls: type[SAC], path: str | os.PathLike[str], data: dict[st
                 raise ValueError(f"{path}: {name} cannot be {str(value)[:40]!r}.")
             arguments[name] = value
     return arguments, pickled
+
+
+def _adopted_arguments(data: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    policy_class = data.get("policy_class")
+    module = policy_class.get("__module__") if isinstance(policy_class, dict) else None
+    if "policy_kwargs" not in arguments or not isinstance(module, str):
+        return {}
+    return adopted_arguments(module, data | arguments)
 
 
 def _is_plain(value: Any) -> bool:

@@ -49,13 +49,17 @@ class AdamKernel:
 
     def __init__(self, optimizer: th.optim.Optimizer) -> None:
         (self.group,) = optimizer.param_groups
-        self.params: list[th.nn.Parameter] = self.group["params"]
+        self.params: list[th.Tensor] = self.group["params"]
         for param in self.params:
             state = optimizer.state[param]
             if not state:
                 state["step"] = th.tensor(0.0)
                 state["exp_avg"], state["exp_avg_sq"] = th.zeros_like(param), th.zeros_like(param)
         states = [optimizer.state[param] for param in self.params]
+        # The counts side by side, to be raised at once
+        self.step_counts = th.stack([state["step"] for state in states])
+        for state, count in zip(states, self.step_counts, strict=True):
+            state["step"] = count
         self.steps, self.exp_avgs, self.exp_avg_sqs = (
             [state[name] for state in states] for name in ("step", "exp_avg", "exp_avg_sq")
         )
@@ -67,6 +71,14 @@ class AdamKernel:
             part[: param.numel()].view(param.shape) for part, param in zip(self.grad.split(sizes), self.params, strict=True)
         ]
         self.one = th.ones(())
+
+    def grads_of(self, layers: list[tuple[th.Tensor, th.Tensor]]) -> list[tuple[th.Tensor, th.Tensor]]:
+        """
+        :param layers: Pairs of parameters of the optimizer
+        :return: their gradients
+        """
+        grads = dict(zip(map(id, self.params), self.grads, strict=True))
+        return [(grads[id(weight)], grads[id(bias)]) for weight, bias in layers]
 
     def grad_norm(self) -> th.Tensor:
         """
@@ -83,7 +95,7 @@ class AdamKernel:
         """
         if max_grad_norm is not None:
             self.grad.mul_((max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
-        th._foreach_add_(self.steps, self.one)
+        self.step_counts += self.one
         beta1, beta2 = self.group["betas"]
         th._fused_adam_(
             self.params,

@@ -1,11 +1,15 @@
 """SAC's actor, from features to mean and log standard deviation, differentiated by hand."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.sac.policies import Actor
 
 from sb3_pathwise.engines.kernels.adam import AdamKernel
-from sb3_pathwise.engines.kernels.mlp import MLP, linear_layers, reason_not_mlp
+from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.mlp import MLP, Layer, Trace, parameters, reason_not_mlp
 
 
 class GaussianActor:
@@ -14,23 +18,17 @@ class GaussianActor:
 
     :param actor: Actor, for which ``reason_not`` is ``None``
     :param adam: Its optimizer
+    :param workspace: Memory for intermediate results
     :param low_dtype: dtype of the products between hidden layers, if it is another one
     """
 
-    def __init__(self, actor: Actor, adam: AdamKernel, low_dtype: th.dtype | None) -> None:
-        grads = dict(zip(adam.params, adam.grads, strict=True))
-        hidden = linear_layers(actor.latent_pi)  # type: ignore[arg-type]
-        self.heads = [(head.weight, head.bias) for head in (actor.mu, actor.log_std)]
-        self.head_grads = [(grads[weight], grads[bias]) for weight, bias in self.heads]
-        joint, joint_grads = (tuple(map(th.cat, zip(*parts, strict=True))) for parts in (self.heads, self.head_grads))
-        self.joint: tuple[th.Tensor, ...] = tuple(part.detach() for part in joint)
-        self.joint_grads = joint_grads
-        layers = [(layer.weight, layer.bias) for layer in hidden]
-        self.mlp = MLP(
-            [*layers, self.joint],  # type: ignore[list-item]
-            [*((grads[weight], grads[bias]) for weight, bias in layers), joint_grads],  # type: ignore[list-item]
-            low_dtype,
-        )
+    def __init__(self, actor: Actor, adam: AdamKernel, workspace: Workspace, low_dtype: th.dtype | None) -> None:
+        layers = parameters(actor.latent_pi)
+        heads: list[Any] = [actor.mu, actor.log_std]
+        self.heads: list[Layer] = [(head.weight, head.bias) for head in heads]
+        self.head_grads = adam.grads_of(self.heads)
+        self.joint, self.joint_grads = _joint(self.heads), _joint(self.head_grads)
+        self.mlp = MLP([*layers, self.joint], workspace, [*adam.grads_of(layers), self.joint_grads], low_dtype)
 
     @staticmethod
     def reason_not(actor: Actor) -> str | None:
@@ -53,22 +51,25 @@ class GaussianActor:
             th.cat(parts, out=joint)
         self.mlp.refresh()
 
-    def forward(self, features: th.Tensor) -> tuple[list[th.Tensor], th.Tensor, th.Tensor]:
+    def forward(self, features: th.Tensor) -> Trace:
         """
         :param features: shape (B, features_dim)
-        :return: for ``backward``; mean and log standard deviation, before SAC clamps it, shape (B, d)
+        :return: for ``backward``, the output being mean and log standard deviation, before SAC clamps it, shape (B, 2 d)
         """
-        activations = self.mlp.forward(features)
-        mean_actions, log_std = activations.pop().chunk(2, dim=1)
-        return activations, mean_actions, log_std
+        return self.mlp.forward(features, name="actor")
 
-    def backward(self, grads: tuple[th.Tensor, th.Tensor], activations: list[th.Tensor]) -> None:
+    def backward(self, grads: Sequence[th.Tensor], trace: Trace) -> None:
         """
         Write the gradients of all parameters.
 
         :param grads: Gradients with respect to mean and log standard deviation
-        :param activations: What ``forward`` returned
+        :param trace: What ``forward`` returned
         """
-        self.mlp.backward(th.cat(grads, dim=1), activations, weights=True)
+        self.mlp.backward(th.cat(tuple(grads), dim=1), trace)
         for joint, parts in zip(self.joint_grads, zip(*self.head_grads, strict=True), strict=True):
             th._foreach_copy_(list(parts), list(joint.chunk(2)))
+
+
+def _joint(layers: list[Layer]) -> Layer:
+    weights, biases = zip(*layers, strict=True)
+    return th.cat(weights).detach(), th.cat(biases).detach()

@@ -9,7 +9,8 @@ from torch.autograd.function import once_differentiable
 from sb3_pathwise.critics import ActionValue
 from sb3_pathwise.critics.twin import TwinCritic
 from sb3_pathwise.engines.kernels.adam import AdamKernel
-from sb3_pathwise.engines.kernels.mlp import MLP, linear_layers, reason_not_mlp
+from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.mlp import MLP, parameters, reason_not_mlp
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
@@ -21,15 +22,14 @@ class TwinKernel:
 
     :param model: The model, for which ``reason_not`` is ``None``
     :param adam: The critics' optimizer
+    :param workspace: Memory for intermediate results
     :param low_dtype: dtype of the products between hidden layers, if it is another one
     """
 
-    def __init__(self, model: "ActorCritic", adam: AdamKernel, low_dtype: th.dtype | None) -> None:
-        grads = dict(zip(adam.params, adam.grads, strict=True))
-        self.networks = [MLP(_layers(q_net), None, low_dtype) for q_net in model.critic.q_networks]
-        for network in self.networks:
-            network.grads = [(grads[weight], grads[bias]) for weight, bias in network.layers]  # type: ignore[index]
-        self.targets = [MLP(_layers(q_net), None, low_dtype) for q_net in model.critic_target.q_networks]
+    def __init__(self, model: "ActorCritic", adam: AdamKernel, workspace: Workspace, low_dtype: th.dtype | None) -> None:
+        layers = [parameters(q_net) for q_net in model.critic.q_networks]
+        self.networks = [MLP(part, workspace, adam.grads_of(part), low_dtype) for part in layers]
+        self.targets = [MLP(parameters(q_net), workspace, None, low_dtype) for q_net in model.critic_target.q_networks]
         self.params, self.target_params = (
             [param for network in networks for layer in network.layers for param in layer]
             for networks in (self.networks, self.targets)
@@ -75,7 +75,7 @@ class TwinKernel:
         next_log_prob: th.Tensor,
         rewards: th.Tensor,
         discounts: th.Tensor,
-        ent_coef: th.Tensor,
+        ent_coef: float,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         The loss, its gradient being written.
@@ -88,17 +88,17 @@ class TwinKernel:
         :param ent_coef: Entropy coefficient, a scalar
         :return: loss, a scalar; the target, shape (B, 1)
         """
-        next_q_values = _smallest([network.forward(next_inputs)[-1] for network in self.targets])
-        next_q_values = next_q_values - (ent_coef * next_log_prob).unsqueeze(1)
+        next_q_values = _smallest([network.forward(next_inputs).output for network in self.targets])
+        next_q_values = th.sub(next_q_values, next_log_prob.unsqueeze(1), alpha=ent_coef)
         target_q_values = th.addcmul(rewards, discounts, next_q_values)
         losses = []
         for network in self.networks:
-            activations = network.forward(inputs)
-            td_error = activations.pop().sub_(target_q_values)
-            losses.append(th.linalg.vector_norm(td_error))
+            trace = network.forward(inputs)
+            td_error = trace.output.sub_(target_q_values)
+            losses.append(th.dot(td_error.view(-1), td_error.view(-1)))
             # Of half the squared error, averaged over the batch
-            network.backward(td_error.mul_(1 / len(td_error)), activations, weights=True)
-        return th.stack(losses).square_().sum().mul_(0.5 / len(inputs)), target_q_values
+            network.backward(td_error.mul_(1 / inputs.shape[0]), trace)
+        return th.stack(losses).sum().mul_(0.5 / inputs.shape[0]), target_q_values
 
     def follow(self, tau: float) -> None:
         """
@@ -117,14 +117,13 @@ class TwinKernel:
 
         def value(actions: th.Tensor) -> th.Tensor:
             if th.is_grad_enabled() and actions.requires_grad:
-                states = features if len(actions) == 1 else features.repeat(len(actions), 1)
-                return SmallestQ.apply(actions.flatten(end_dim=1), states, self.networks).view(actions.shape[:-1])
+                return SmallestQ.apply(actions, features, self.networks)
             # One sample at a time, so that activations stay in the cache
             inputs = th.cat([features, actions[0]], dim=1)
             values = []
             for a in actions:
                 inputs[:, features.shape[1] :] = a
-                values.append(_smallest([network.forward(inputs)[-1] for network in self.networks]))
+                values.append(_smallest([network.forward(inputs).output for network in self.networks]))
             return th.cat(values, dim=1).t()
 
         return value
@@ -134,21 +133,18 @@ class SmallestQ(th.autograd.Function):
     """The smallest of the critics as a function of the action: no gradient is spent on weights, nor on the other critics."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, actions: th.Tensor, features: th.Tensor, networks: list[MLP]
-    ) -> th.Tensor:
+    def forward(ctx: Any, actions: th.Tensor, features: th.Tensor, networks: list[MLP]) -> th.Tensor:  # type: ignore[override]
         """
         :param ctx: What ``backward`` needs to know
-        :param actions: shape (B, d)
+        :param actions: shape (n, B, d)
         :param features: shape (B, features_dim)
         :param networks: The critics
-        :return: values, shape (B,)
+        :return: values, shape (n, B)
         """
-        inputs = th.cat([features, actions], dim=1)
-        traces = [network.forward(inputs) for network in networks]
-        values, ctx.indices = th.cat([trace.pop() for trace in traces], dim=1).min(dim=1)
-        ctx.traces, ctx.networks, ctx.columns = traces, networks, slice(features.shape[1], None)
-        return values
+        results = [_smallest_with_gradient(th.cat([features, a], dim=1), features.shape[1], networks) for a in actions]
+        values, gradients = zip(*results, strict=True)
+        ctx.save_for_backward(th.stack(gradients))
+        return th.stack(values)
 
     @staticmethod
     @once_differentiable
@@ -158,20 +154,35 @@ class SmallestQ(th.autograd.Function):
         :param grad: Gradient with respect to the values
         :return: gradient with respect to the actions
         """
-        grad = grad.unsqueeze(1)
-        grad_actions = grad.new_zeros(len(grad), ctx.traces[0][0].shape[1] - ctx.columns.start)
-        for i, (network, trace) in enumerate(zip(ctx.networks, ctx.traces, strict=True)):
-            rows = (ctx.indices == i).nonzero().squeeze(1)
-            if len(rows) > 0:
-                activations = [activation.index_select(0, rows) for activation in trace]
-                grad_actions[rows] = network.backward(
-                    grad.index_select(0, rows), activations, weights=False, columns=ctx.columns
-                ).to(grad.dtype)
-        return grad_actions, None, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.unsqueeze(-1), None, None
 
 
-def _layers(q_net: th.nn.Module) -> list[tuple[th.Tensor, th.Tensor]]:
-    return [(layer.weight, layer.bias) for layer in linear_layers(q_net)]  # type: ignore[arg-type]
+def _smallest_with_gradient(inputs: th.Tensor, first_action: int, networks: list[MLP]) -> tuple[th.Tensor, th.Tensor]:
+    # The gradient at once, while weights and activations are in the cache: a value depends on its own action only
+    traces = [network.forward(inputs, name=i) for i, network in enumerate(networks)]
+    outputs = [trace.output for trace in traces]
+    gradient = th.empty_like(inputs[:, first_action:])
+    for i, (network, trace) in enumerate(zip(networks, traces, strict=True)):
+        # Of equal values the first counts, as in th.min()
+        is_smallest = None
+        for j, other in enumerate(outputs):
+            if j != i:
+                comparison = th.lt(outputs[i], other) if j < i else th.le(outputs[i], other)
+                is_smallest = comparison if is_smallest is None else is_smallest & comparison
+        hidden = trace.hidden
+        if is_smallest is not None:
+            rows = is_smallest.view(-1).nonzero().view(-1)
+            n_rows = rows.shape[0]
+            hidden = [
+                th.index_select(part, 0, rows, out=network.workspace.get(("rows", j), n_rows, part.shape[1], part.dtype))
+                for j, part in enumerate(hidden)
+            ]
+        part = network.input_gradient(network.layers[-1][0][0], hidden, slice(first_action, None))
+        if is_smallest is None:
+            return outputs[0].squeeze(1), part.expand_as(gradient)
+        gradient.index_copy_(0, rows, part.expand(n_rows, -1))
+    return _smallest(outputs).squeeze(1), gradient
 
 
 def _smallest(q_values: list[th.Tensor]) -> th.Tensor:
