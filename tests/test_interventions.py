@@ -10,8 +10,7 @@ updates change is the same but for rounding. How close the engines are is the su
 import copy
 import io
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -27,6 +26,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune
 from torch.optim import Adam
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sb3_pathwise import LikelihoodRatioAC, MixedAC, PathwiseAC
 from sb3_pathwise.engines import choose_engine
@@ -148,6 +148,26 @@ def replaced_q_network_in_the_list_and_optimizer(model: Any) -> None:
 @intervention(step_aside=True)
 def one_target_less(model: Any) -> None:
     del model.critic_target.q_networks[1]
+
+
+@intervention(step_aside=True)
+def one_critic_less(model: Any) -> None:
+    """It does not learn any more, nor is it evaluated, but its target follows it."""
+    for critic in (model.critic, model.critic_target):
+        del critic.q_networks[1]
+
+
+@intervention(step_aside=True)
+def one_network_for_both_critics(model: Any) -> None:
+    for critic in (model.critic, model.critic_target):
+        set_q_network(critic, 1, critic.q_networks[0])
+    renew(model.critic)
+
+
+@intervention(step_aside=True)
+def layers_that_share_their_weights(model: Any) -> None:
+    model.actor.log_std.weight = model.actor.mu.weight
+    renew(model.actor)
 
 
 @intervention(step_aside=False)
@@ -374,6 +394,12 @@ def a_parameter_more(model: Any) -> None:
 
 
 @intervention(step_aside=True)
+def a_parameter_without_use(model: Any) -> None:
+    model.actor.temperature = nn.Parameter(th.ones(1))
+    renew(model.actor)
+
+
+@intervention(step_aside=True)
 def parameters_left_out(model: Any) -> None:
     model.actor.optimizer = Adam(model.actor.mu.parameters(), lr=3e-4)
 
@@ -418,13 +444,14 @@ def patched_step(model: Any) -> None:
     optimizer.step = step_twice
 
 
+def halve_gradients(optimizer: th.optim.Optimizer) -> None:
+    for param in optimizer.param_groups[0]["params"]:
+        param.grad.mul_(0.5)
+
+
 @intervention(step_aside=True)
 def hook_before_a_step(model: Any) -> None:
-    def halve(optimizer: Any, args: Any, kwargs: Any) -> None:
-        for param in optimizer.param_groups[0]["params"]:
-            param.grad.mul_(0.5)
-
-    model.critic.optimizer.register_step_pre_hook(halve)
+    model.critic.optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: halve_gradients(optimizer))
 
 
 @intervention(step_aside=True)
@@ -736,9 +763,8 @@ def optimizers(model: Any) -> list[th.optim.Optimizer]:
 def state(model: Any) -> dict[str, th.Tensor]:
     """All that training changes, by name; in place, so that copies are to be made."""
     tensors = dict(model.policy.state_dict())
-    tensors |= {
-        f"q{i}.{name}": tensor for i, q in enumerate(model.critic.q_networks) for name, tensor in q.state_dict().items()
-    }
+    for i, q_network in enumerate(model.critic.q_networks):
+        tensors |= {f"q{i}.{name}": tensor for name, tensor in q_network.state_dict().items()}
     if model.log_ent_coef is not None:
         tensors["log_ent_coef"] = model.log_ent_coef.detach()
     for i, optimizer in enumerate(optimizers(model)):
@@ -801,22 +827,24 @@ def test_has_the_effect_that_it_has_on_sac(make_model: Callable[..., Any], name:
         assert_alike(*models, before)
 
 
-@contextmanager
-def global_hook() -> Iterator[None]:
-    handle = torch_module.register_module_forward_hook(halve)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @pytest.mark.parametrize("pair", PAIRS)
-def test_global_hook(make_model: Callable[..., Any], pair: str) -> None:
+@pytest.mark.parametrize(
+    "register, hook",
+    [
+        (torch_module.register_module_forward_hook, halve),
+        (register_optimizer_step_pre_hook, lambda optimizer, args, kwargs: halve_gradients(optimizer)),
+    ],
+    ids=["modules", "optimizers"],
+)
+def test_global_hook(make_model: Callable[..., Any], pair: str, register: Any, hook: Any) -> None:
     models = make_pair(make_model, pair)
     for model in models:
         model.set_random_seed(4)
-        with global_hook():
+        handle = register(hook)
+        try:
             train(model)
+        finally:
+            handle.remove()
     assert_same(*models)
 
 
@@ -842,7 +870,7 @@ def test_the_choice_is_made_again_and_again(make_model: Callable[..., Any]) -> N
     model.actor.optimizer.param_groups[0]["weight_decay"] = 0.1
     assert type(choose_engine(model)) is plain
     model.engine = "fused"
-    with pytest.raises(ValueError, match="engine='fused' cannot run this model: fused: .*weight_decay.*engine='auto'"):
+    with pytest.raises(ValueError, match=r"engine='fused' cannot run this model: fused: .*weight_decay.*engine='auto'"):
         train(model)
 
 
@@ -850,23 +878,23 @@ def test_the_choice_is_made_again_and_again(make_model: Callable[..., Any]) -> N
 @pytest.mark.parametrize("distribution", ["gaussian_mixture", "beta"])
 def test_predictions_from_several_threads(make_model: Callable[..., Any], distribution: str, deterministic: bool) -> None:
     """Distributions of our own keep nothing between two calls: a thread gets the actions at its own states."""
-    model = make_model(LikelihoodRatioAC, policy_kwargs={"net_arch": [32, 32], "distribution": distribution})
+    policy_kwargs = {"net_arch": [32, 32], "distribution": distribution, "n_components": 3}
+    model = make_model(LikelihoodRatioAC, policy_kwargs=policy_kwargs)
     with th.no_grad():
-        # Actions that tell states apart, next to no noise
+        # Actions that tell states apart
         for param in model.actor.parameters():
             param.mul_(3)
         if distribution == "gaussian_mixture":
-            head = model.actor.head
-            head.bias.zero_()
-            head.weight.view(4, 5, -1)[:, 2:4] = 0
-            head.bias.view(4, 5)[:, 2:4] = -20
-            head.weight.view(4, 5, -1)[:, 4] = 0
-            head.bias.view(4, 5)[:, 4] = th.tensor([50.0, 0, 0, 0])
-    n_threads, n_calls, tolerance = 4, 300, 1e-4 if distribution == "gaussian_mixture" or deterministic else 2.0
-    obs = np.linspace(-1, 1, n_threads * 2, dtype=np.float32).reshape(n_threads, 1, 2)
+            # Of the first component alone, next to no noise: parameters are mean, log_std and logit of each
+            weight, bias = model.actor.head.weight.view(3, 5, -1), model.actor.head.bias.view(3, 5)
+            weight[:, 2:] = 0
+            bias[:, 2:4], bias[:, 4] = -20, th.tensor([50.0, 0.0, 0.0])
+    n_threads, n_calls = 4, 300
+    # What a beta distribution draws is anywhere
+    tolerance = 2.0 if distribution == "beta" and not deterministic else 1e-4
     # Of different sizes, which a mixed-up batch shows
-    obs = [np.repeat(state, i + 1, axis=0) for i, state in enumerate(obs)]
-    expected = [model.predict(states, deterministic=True)[0] for states in obs]
+    obs = [np.full((i + 1, 2), i / 2 - 0.75, np.float32) for i in range(n_threads)]
+    expected = [model.predict(states, deterministic=deterministic)[0] for states in obs]
     wrong: list[str] = []
     start = threading.Barrier(n_threads)
 
