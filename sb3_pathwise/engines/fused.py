@@ -20,6 +20,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh
 from sb3_pathwise.engines.base import Engine
 from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
+from sb3_pathwise.engines.kernels.batch_renorm import BatchRenormKernel
 from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
 from sb3_pathwise.engines.kernels.linear import Workspace
 from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, diagonal_gaussian, squash
@@ -31,6 +32,7 @@ from sb3_pathwise.update import Metrics
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
+KERNELS: dict[type, Any] = {kernel.rule: kernel for kernel in (TwinKernel, BatchRenormKernel)}
 # Methods of modules that SAC's training goes through, and that an instance may hide
 _METHODS = ("forward", "action_log_prob", "get_action_dist_params", "extract_features", "__call__")
 
@@ -51,7 +53,7 @@ class FusedEngine(Engine):
         self.ent_coef_adam = None if model.ent_coef_optimizer is None else AdamKernel(model.ent_coef_optimizer)
         workspace = Workspace()
         self.actor = GaussianActor(model.actor, self.actor_adam, workspace, low_dtype)
-        self.critic = TwinKernel(model, self.critic_adam, workspace, low_dtype)
+        self.critic = _kernel(model)(model, self.critic_adam, workspace, low_dtype)
         self.dtype = self.actor_adam.grad.dtype
         self.epsilon: float = model.actor.action_dist.epsilon  # type: ignore[union-attr]
         self.tanh = SACTanh(self.epsilon)
@@ -65,7 +67,9 @@ class FusedEngine(Engine):
             return "gSDE is not a squashed Gaussian"
         if not _is_ours(type(model).actor_surrogate) or "actor_surrogate" in vars(model):
             return "actor_surrogate is overridden, and may reach more than distribution and objective"
-        reason = TwinKernel.reason_not(model) or _reason_not_modules(model) or GaussianActor.reason_not(model.actor)
+        if type(model.critic_rule) not in KERNELS:
+            return f"of the critic {type(model.critic_rule).__name__} it knows nothing"
+        reason = _kernel(model).reason_not(model) or _reason_not_modules(model) or GaussianActor.reason_not(model.actor)
         return reason or _reason_not_optimizers(model) or _reason_not_route(model)
 
     def begin(self, model: "ActorCritic") -> None:
@@ -93,15 +97,16 @@ class FusedEngine(Engine):
         )
         discounts = th.rsub(dones, 1).mul_(model.gamma if replay_data.discounts is None else replay_data.discounts)
 
-        # Draw, both states' policies at once
-        n_rows = len(actions)
-        all_features = th.cat([features, next_features]) if update_actor else next_features
-        trace = self.actor.forward(all_features)
-        # In SAC's order
-        noise = [th.randn(n_rows, actions.shape[1], dtype=self.dtype) for _ in range(1 + update_actor)]
+        # Draw, both states' policies at once where the actor is the same for both
+        n_rows = actions.shape[0]
+        at_once = update_actor and self.actor.normalized is None
+        trace: Any = self.actor.act(th.cat([features, next_features]) if at_once else next_features)
+        # In SAC's order of random numbers, or in CrossQ's
+        noises = [th.randn(n_rows, actions.shape[1], dtype=self.dtype) for _ in range(1 + update_actor)]
+        noise, next_noise = (noises[0], noises[-1]) if model.critic_rule.actor_draws_first else (noises[-1], noises[0])
         next_mean_actions, next_log_std = trace.output[-n_rows:].chunk(2, dim=1)
         _, next_actions, next_log_prob, _, _ = squash(
-            next_mean_actions, next_log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), noise[-1], self.epsilon
+            next_mean_actions, next_log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), next_noise, self.epsilon
         )
 
         # The critics descend their loss
@@ -121,15 +126,16 @@ class FusedEngine(Engine):
 
         if update_actor:
             # The actor climbs the surrogate, a graph that begins with the outputs of its network
+            trace, outputs = (trace.rows(slice(n_rows)), trace.output[:n_rows]) if at_once else self.actor.learn(features)
             with th.enable_grad():
-                leaves = [output.detach().requires_grad_() for output in trace.output[:n_rows].chunk(2, dim=1)]
-                draw = self._draw(leaves[0], leaves[1], noise[0])
+                leaves = [output.detach().requires_grad_() for output in outputs.chunk(2, dim=1)]
+                draw = self._draw(leaves[0], leaves[1], noise)
                 surrogate = surrogate_of_objective(
                     model.actor_surrogate, draw, self.critic.value(features), ent_coef, model.samples_gaussian_entropy
                 )
             # Of minus its mean
             grads = th.autograd.grad(surrogate, leaves, th.full_like(surrogate, -1 / n_rows), materialize_grads=True)
-            self.actor.backward(grads, trace.rows(slice(n_rows)))
+            self.actor.backward(grads, trace)
             actor_loss, log_prob = -surrogate.detach().mean(), draw.log_prob.detach().mean()
             metrics |= {"actor_loss": actor_loss, "entropy": -log_prob.item()}
             metrics["actor_grad_norm"] = self._descend(model, model.actor.optimizer, self.actor_adam, "actor_loss", actor_loss)
@@ -143,7 +149,7 @@ class FusedEngine(Engine):
                 metrics["ent_coef_loss"] = ent_coef_loss
                 self._descend(model, model.ent_coef_optimizer, self.ent_coef_adam, "ent_coef_loss", ent_coef_loss, clip=False)
 
-        if update_targets:
+        if update_targets and model.critic_rule.has_target:
             self.critic.follow(model.tau)
         return metrics
 
@@ -172,6 +178,10 @@ class FusedEngine(Engine):
         return grad_norm
 
 
+def _kernel(model: "ActorCritic") -> Any:
+    return KERNELS[type(model.critic_rule)]
+
+
 def _is_ours(function: Any) -> bool:
     return function.__module__.startswith("sb3_pathwise.")
 
@@ -186,7 +196,7 @@ def _is_flat(network: BaseModel) -> bool:
 def _reason_not_modules(model: "ActorCritic") -> str | None:
     if any(getattr(torch_module, f"_global_{name}_hooks") for name in ("forward", "forward_pre", "backward", "backward_pre")):
         return "there are global hooks of modules"
-    networks = [model.actor, model.critic, model.critic_target]
+    networks: list[Any] = [model.actor, model.critic, *([model.critic_target] if model.critic_rule.has_target else [])]
     kinds = {type(network.features_extractor) for network in networks}
     if len(kinds) != 1 or not kinds <= {FlattenExtractor, CombinedExtractor}:
         return f"the features extractor is {' or '.join(sorted(kind.__name__ for kind in kinds))}"

@@ -1,5 +1,7 @@
 """Adam on the state of torch's own optimizer, with the gradients of all parameters side by side in memory."""
 
+from collections.abc import Sequence
+
 import torch as th
 from torch.optim import Adam
 
@@ -72,7 +74,7 @@ class AdamKernel:
         ]
         self.one = th.ones(())
 
-    def grads_of(self, layers: list[tuple[th.Tensor, th.Tensor]]) -> list[tuple[th.Tensor, th.Tensor]]:
+    def grads_of(self, layers: Sequence[tuple[th.Tensor, th.Tensor]]) -> list[tuple[th.Tensor, th.Tensor]]:
         """
         :param layers: Pairs of parameters of the optimizer
         :return: their gradients
