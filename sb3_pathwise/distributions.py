@@ -372,6 +372,10 @@ class SquashedGaussianMixtureDistribution(SplitDistribution):
         return policy_dist.squash(cast(MixtureSameFamily, policy_dist.base).component_distribution.mean)
 
 
+# Nothing in them outlives a draw, but the draw itself
+_STATELESS = (SquashedDiagGaussianDistribution, DiagGaussianDistribution)
+
+
 def draw_actions(actor: Actor, obs: PyTorchObs) -> PolicyDraw:
     """
     One action for each state, drawn by the actor's own ``action_log_prob``, whatever that is.
@@ -380,8 +384,12 @@ def draw_actions(actor: Actor, obs: PyTorchObs) -> PolicyDraw:
     :param obs: Observations, batch size B
     :return: the actions, and the distribution that they came from as far as it is known
     """
+    action_dist: Any = actor.action_dist
+    held = vars(action_dist).copy() if isinstance(action_dist, SplitDistribution) or type(action_dist) in _STATELESS else {}
     actions, log_prob = actor.action_log_prob(obs)
-    policy_dist, x = _last_draw(actor.action_dist, actions)
+    policy_dist, x = _last_draw(action_dist, actions)
+    # With a graph, which is the caller's, the actor could not be copied
+    vars(action_dist).update(held)
     # What a user has written may return anything
     function = getattr(actor.action_log_prob, "__func__", actor.action_log_prob)
     is_ours = function.__module__.partition(".")[0] in ("stable_baselines3", "sb3_contrib", "sb3_pathwise")
