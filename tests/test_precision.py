@@ -9,12 +9,12 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch as th
+from sb3_pathwise.fast import FusedMLP, autocast_module, warn_if_slow
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import NatureCNN
 
 from sb3_pathwise import PathwiseAC
 from sb3_pathwise import fast as fast_module
-from sb3_pathwise.fast import FusedMLP, autocast_module, warn_if_slow
 
 WIDE: dict[str, Any] = {"policy_kwargs": {"net_arch": [64, 64]}, "batch_size": 64, "precision": "bfloat16"}
 

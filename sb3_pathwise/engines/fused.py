@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
@@ -228,11 +228,11 @@ def _reason_not_modules(model: "ActorCritic") -> str | None:
 def _reason_not_optimizers(model: "ActorCritic") -> str | None:
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         return "there are global hooks of optimizers"
-    for name, optimizer, network in (
-        ("actor", model.actor.optimizer, model.actor),
-        ("critic", model.critic.optimizer, model.critic),
-        ("target", None, model.critic_target),
-    ):
+    networks: dict[str, Any] = {"actor": model.actor, "critic": model.critic}
+    if model.critic_rule.has_target:
+        networks["target"] = model.critic_target
+    for name, network in networks.items():
+        optimizer = None if name == "target" else network.optimizer
         parts = [network.latent_pi, network.mu, network.log_std] if name == "actor" else network.q_networks
         params = [param for part in parts for param in part.parameters()]
         # No layer twice, and none that no kernel knows of
@@ -257,7 +257,7 @@ def _reason_not_route(model: "ActorCritic") -> str | None:
     if _is_ours(type(model).route):
         return None
     # A route that reaches more than it is given, the actor's weights by a closure say, is not to be cut off from it
-    d = model.action_space.shape[0] if model.action_space.shape else 1
+    d = get_action_dim(model.action_space)
     with undisturbed(model), th.enable_grad():
         leaves = [th.zeros(2, d, requires_grad=True) for _ in range(2)]
         x, actions, log_prob, std = SquashedGaussianDraw.apply(*leaves, th.zeros(2, d), SACTanh().epsilon)
