@@ -350,9 +350,7 @@ def applied_gradients(model: SAC, obs_batch: Any, n: int) -> th.Tensor:
 
 @pytest.mark.parametrize("extra", ["plain", "gsde", "beta", "batch norm"])
 @pytest.mark.parametrize("cls", [PathwiseAC, LikelihoodRatioAC])
-def test_the_gradient_is_the_one_that_training_applies(
-    cls: type[SAC], extra: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gradient_is_the_one_that_training_applies(cls: type[SAC], extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same random numbers, it is the same gradient."""
     kwargs: dict[str, Any] = {
         "plain": {},

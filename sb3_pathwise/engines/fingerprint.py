@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
@@ -23,9 +24,17 @@ def fingerprint(model: "ActorCritic") -> tuple[object, ...]:
     :return: equal as long as nobody has changed the model otherwise than by an update; tens of microseconds
     """
     prints: list[object] = [len(getattr(torch_module, name)) for name in _GLOBAL_HOOKS]
+    prints += [len(_global_optimizer_pre_hooks), len(_global_optimizer_post_hooks)]
     # An own attribute of an instance may hide a method: their number is looked at
     prints += [len(vars(model)), model.engine, model.precision, model.use_sde, id(model.ent_coef_optimizer)]
-    prints += [id(model.log_ent_coef), id(getattr(model.actor, "action_dist", None))]
+    prints += [id(model.__class__), id(model.critic_rule.__class__), id(model.log_ent_coef)]
+    if model.log_ent_coef is not None:
+        prints += [len(model.log_ent_coef._backward_hooks or ()), len(model.log_ent_coef._post_accumulate_grad_hooks or ())]
+    action_dist = getattr(model.actor, "action_dist", None)
+    prints += [id(action_dist), getattr(action_dist, "epsilon", None)]
+    prints += filter(callable, getattr(action_dist, "__dict__", {}).values())
+    # A list, which the modules below are not to be relied on to agree with
+    prints += [id(net) for name in _NETWORKS for net in getattr(getattr(model, name, None), "q_networks", ())]
     # SB3's aliases are the policy's networks, unless somebody has replaced them on one side only
     modules: list[Any] = [model.policy]
     modules += [
@@ -61,6 +70,7 @@ def _add_optimizer(prints: list[object], optimizer: Optimizer) -> None:
     prints += [len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)]
     state = optimizer.state
     for group in optimizer.param_groups:
+        prints.append(id(group))
         prints += [value for name, value in group.items() if name not in ("lr", "params")]
         for param in group["params"]:
             prints.append(id(param))

@@ -15,6 +15,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch.nn.modules import module as torch_module
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh
 from sb3_pathwise.engines.base import Engine
@@ -22,16 +23,17 @@ from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
 from sb3_pathwise.engines.kernels.batch_renorm import BatchRenormKernel
 from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
 from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.quantile import QuantileKernel
 from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
 from sb3_pathwise.guards.undisturbed import undisturbed
-from sb3_pathwise.objective import surrogate_of_objective
+from sb3_pathwise.objective import current_ent_coef, surrogate_of_objective
 from sb3_pathwise.update import Metrics
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
-KERNELS: dict[type, Any] = {kernel.rule: kernel for kernel in (TwinKernel, BatchRenormKernel)}
+KERNELS: dict[type, Any] = {kernel.rule: kernel for kernel in (TwinKernel, QuantileKernel, BatchRenormKernel)}
 # Methods of modules that SAC's training goes through, and that an instance may hide
 _METHODS = ("forward", "action_log_prob", "get_action_dist_params", "extract_features", "__call__")
 
@@ -86,7 +88,7 @@ class FusedEngine(Engine):
     def _update(
         self, model: "ActorCritic", replay_data: ReplayBufferSamples, update_actor: bool, update_targets: bool
     ) -> Metrics:
-        ent_coef = float(model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp())
+        ent_coef = float(current_ent_coef(model))
         metrics: Metrics = {"ent_coef": ent_coef}
         features, next_features = (
             self._features(model, obs) for obs in (replay_data.observations, replay_data.next_observations)
@@ -224,14 +226,27 @@ def _reason_not_modules(model: "ActorCritic") -> str | None:
 
 
 def _reason_not_optimizers(model: "ActorCritic") -> str | None:
-    parts = [("actor", model.actor.optimizer, model.actor), ("critic", model.critic.optimizer, model.critic)]
-    for name, optimizer, network in parts:
-        reason = reason_not_plain(optimizer, list(network.parameters()))
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return "there are global hooks of optimizers"
+    for name, optimizer, network in (
+        ("actor", model.actor.optimizer, model.actor),
+        ("critic", model.critic.optimizer, model.critic),
+        ("target", None, model.critic_target),
+    ):
+        parts = [network.latent_pi, network.mu, network.log_std] if name == "actor" else network.q_networks
+        params = [param for part in parts for param in part.parameters()]
+        # No layer twice, and none that no kernel knows of
+        if list(map(id, network.parameters())) != list(map(id, params)):
+            return f"the {name} has other parameters than its layers', or layers share them"
+        reason = None if optimizer is None else reason_not_plain(optimizer, params)
         if reason is not None:
             return f"of the {name}, {reason}"
     if model.ent_coef_optimizer is not None:
-        if model.log_ent_coef is None or model.log_ent_coef.shape != (1,) or not model.log_ent_coef.requires_grad:
+        log_ent_coef = model.log_ent_coef
+        if log_ent_coef is None or log_ent_coef.shape != (1,) or not log_ent_coef.requires_grad:
             return "log_ent_coef is not SAC's"
+        if log_ent_coef._backward_hooks or log_ent_coef._post_accumulate_grad_hooks:
+            return "log_ent_coef has hooks"
         reason = reason_not_plain(model.ent_coef_optimizer, [model.log_ent_coef])  # type: ignore[list-item]
         if reason is not None:
             return f"of the temperature, {reason}"

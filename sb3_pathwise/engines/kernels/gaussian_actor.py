@@ -46,6 +46,8 @@ class GaussianActor:
             return f"the actor is a {type(actor).__name__}, not SAC's"
         if type(actor.action_dist) is not SquashedDiagGaussianDistribution:
             return f"its distribution is {type(actor.action_dist).__name__}, not a squashed Gaussian"
+        if any(map(callable, vars(actor.action_dist).values())):
+            return "a method of its distribution is overridden"
         if any(type(head) is not th.nn.Linear or head.bias is None for head in (actor.mu, actor.log_std)):
             return "its heads are not Linear"
         if any(isinstance(child, BatchRenorm1d) for child in actor.latent_pi.children()):
