@@ -228,19 +228,21 @@ def _reason_not_modules(model: "ActorCritic") -> str | None:
 def _reason_not_optimizers(model: "ActorCritic") -> str | None:
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         return "there are global hooks of optimizers"
-    networks: dict[str, Any] = {"actor": model.actor, "critic": model.critic}
-    if model.critic_rule.has_target:
-        networks["target"] = model.critic_target
-    for name, network in networks.items():
-        optimizer = None if name == "target" else network.optimizer
-        parts = [network.latent_pi, network.mu, network.log_std] if name == "actor" else network.q_networks
-        params = [param for part in parts for param in part.parameters()]
+    addresses: list[int] = []
+    for name, network in (("actor", model.actor), ("critic", model.critic), ("target", model.critic_target)):
+        if name == "target" and not model.critic_rule.has_target:
+            continue
+        parts: Any = (network.latent_pi, network.mu, network.log_std) if name == "actor" else network.q_networks
+        params = [param for part in parts for _, param in part.named_parameters(remove_duplicate=False)]
         # No layer twice, and none that no kernel knows of
         if list(map(id, network.parameters())) != list(map(id, params)):
             return f"the {name} has other parameters than its layers', or layers share them"
-        reason = None if optimizer is None else reason_not_plain(optimizer, params)
+        addresses += [param.data_ptr() for param in params]
+        reason = None if name == "target" else reason_not_plain(network.optimizer, params)
         if reason is not None:
             return f"of the {name}, {reason}"
+    if len(set(addresses)) != len(addresses):
+        return "networks share parameters, or their memory"
     if model.ent_coef_optimizer is not None:
         log_ent_coef = model.log_ent_coef
         if log_ent_coef is None or log_ent_coef.shape != (1,) or not log_ent_coef.requires_grad:
