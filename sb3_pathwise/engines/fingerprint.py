@@ -45,7 +45,7 @@ def fingerprint(model: "ActorCritic") -> tuple[object, ...]:
     prints: list[object] = [len(getattr(torch_module, name)) for name in _GLOBAL_HOOKS]
     prints += [len(_global_optimizer_pre_hooks), len(_global_optimizer_post_hooks), th.is_autocast_enabled("cpu")]
     prints += [getattr(cls, name) for cls, name in STOCK]
-    prints += [model.__class__.route, model.__class__.actor_surrogate]
+    prints += [getattr(model.__class__, "route", None), model.__class__.actor_surrogate]
     # An own attribute of an instance may hide a method: their number is looked at
     prints += [len(vars(model)), model.engine, model.precision, model.use_sde, id(model.ent_coef_optimizer)]
     prints += [id(model.__class__), id(model.critic_rule.__class__), *vars(model.critic_rule).values(), id(model.log_ent_coef)]
