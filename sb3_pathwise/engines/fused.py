@@ -286,26 +286,15 @@ def _reason_not_route(model: "ActorCritic") -> str | None:
         leaves = [th.zeros(2, d, requires_grad=True) for _ in range(2)]
         x, actions, log_prob, std = SquashedGaussianDraw.apply(*leaves, th.zeros(2, d), SACTanh().epsilon)
         draw = PolicyDraw(PolicyDistribution(diagonal_gaussian(leaves[0], std), SACTanh()), x, actions, log_prob)
-        surrogate = surrogate_of_objective(model.actor_surrogate, draw, _differentiable_once, 1.0)
-        try:
-            th.autograd.grad(surrogate.sum(), leaves, retain_graph=True, allow_unused=True)
-        except RuntimeError as error:
-            return f"its route, {name}, cannot be differentiated: {error}"
+        surrogate = surrogate_of_objective(model.actor_surrogate, draw, lambda actions: actions.sum(dim=-1), 1.0)
     nodes = [surrogate.grad_fn]
     seen = set(nodes)
     for node in nodes:
         if node is not None:
             variable = getattr(node, "variable", None)
             if variable is not None and not any(variable is leaf for leaf in leaves):
-                return f"its route, {name}, reaches parameters beside those of the distribution"
+                return f"its route, {name}, reaches parameters beside those of the distribution, or second derivatives"
             new = {parent for parent, _ in node.next_functions} - seen
             seen |= new
             nodes += new
     return None
-
-
-def _differentiable_once(actions: th.Tensor) -> th.Tensor:
-    """Values (n, B) of actions (n, B, d), like those of the kernels."""
-    flat = actions.flatten(end_dim=1)
-    zeros = th.zeros_like(flat)
-    return SquashedGaussianDraw.apply(flat, zeros, zeros, 1.0)[1].sum(dim=1).view(actions.shape[:-1])
