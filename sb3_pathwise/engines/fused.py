@@ -227,17 +227,17 @@ def _reason_not_modules(model: "ActorCritic") -> str | None:
 def _reason_not_optimizers(model: "ActorCritic") -> str | None:
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         return "there are global hooks of optimizers"
-    for name, optimizer, network in (
-        ("actor", model.actor.optimizer, model.actor),
-        ("critic", model.critic.optimizer, model.critic),
-        ("target", None, model.critic_target),
-    ):
-        parts = [network.latent_pi, network.mu, network.log_std] if name == "actor" else network.q_networks
+    for name, network in (("actor", model.actor), ("critic", model.critic), ("target", model.critic_target)):
+        if name == "target" and not model.critic_rule.has_target:
+            continue
+        parts: list[Any] = (
+            [network.latent_pi, network.mu, network.log_std] if name == "actor" else network.q_networks  # type: ignore[assignment]
+        )
         params = [param for part in parts for param in part.parameters()]
         # No layer twice, and none that no kernel knows of
         if list(map(id, network.parameters())) != list(map(id, params)):
             return f"the {name} has other parameters than its layers', or layers share them"
-        reason = None if optimizer is None else reason_not_plain(optimizer, params)
+        reason = None if name == "target" else reason_not_plain(network.optimizer, params)
         if reason is not None:
             return f"of the {name}, {reason}"
     if model.ent_coef_optimizer is not None:
