@@ -376,6 +376,10 @@ class SquashedGaussianMixtureDistribution(SplitDistribution):
         return policy_dist.squash(cast(MixtureSameFamily, policy_dist.base).component_distribution.mean)
 
 
+# Nothing in them outlives a draw, but the draw itself
+_STATELESS = (SquashedDiagGaussianDistribution, DiagGaussianDistribution)
+
+
 def has_foreign_draws(actor: Actor) -> bool:
     """
     :param actor: Actor network
@@ -395,10 +399,15 @@ def draw_actions(actor: Actor, obs: PyTorchObs) -> PolicyDraw:
     :param obs: Observations, batch size B
     :return: the actions, and the distribution that they came from as far as it is known
     """
+    action_dist: Any = actor.action_dist
+    held = vars(action_dist).copy() if isinstance(action_dist, SplitDistribution) or type(action_dist) in _STATELESS else {}
     actions, log_prob = actor.action_log_prob(obs)
     # As SAC takes it, which may be a column
     log_prob = log_prob.reshape(-1)
-    policy_dist, x = _last_draw(actor.action_dist, actions)
+    policy_dist, x = _last_draw(action_dist, actions)
+    # With a graph, which is the caller's, the actor could not be copied
+    vars(action_dist).update(held)
+    # What a user has written may return anything
     if policy_dist is not None and has_foreign_draws(actor):
         with th.no_grad():
             expected_actions, expected_log_prob = policy_dist.squash_with_log_prob(x)

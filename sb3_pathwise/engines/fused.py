@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
@@ -23,6 +23,7 @@ from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
 from sb3_pathwise.engines.kernels.batch_renorm import BatchRenormKernel
 from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
 from sb3_pathwise.engines.kernels.linear import Workspace
+from sb3_pathwise.engines.kernels.quantile import QuantileKernel
 from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
 from sb3_pathwise.guards.undisturbed import undisturbed
@@ -32,7 +33,7 @@ from sb3_pathwise.update import Metrics
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
-KERNELS: dict[type, Any] = {kernel.rule: kernel for kernel in (TwinKernel, BatchRenormKernel)}
+KERNELS: dict[type, Any] = {kernel.rule: kernel for kernel in (TwinKernel, QuantileKernel, BatchRenormKernel)}
 # Methods of modules that SAC's training goes through, and that an instance may hide
 _METHODS = ("forward", "action_log_prob", "get_action_dist_params", "extract_features", "__call__")
 
@@ -227,19 +228,21 @@ def _reason_not_modules(model: "ActorCritic") -> str | None:
 def _reason_not_optimizers(model: "ActorCritic") -> str | None:
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         return "there are global hooks of optimizers"
+    addresses: list[int] = []
     for name, network in (("actor", model.actor), ("critic", model.critic), ("target", model.critic_target)):
         if name == "target" and not model.critic_rule.has_target:
             continue
-        parts: list[Any] = (
-            [network.latent_pi, network.mu, network.log_std] if name == "actor" else network.q_networks  # type: ignore[assignment]
-        )
-        params = [param for part in parts for param in part.parameters()]
+        parts: Any = (network.latent_pi, network.mu, network.log_std) if name == "actor" else network.q_networks
+        params = [param for part in parts for _, param in part.named_parameters(remove_duplicate=False)]
         # No layer twice, and none that no kernel knows of
         if list(map(id, network.parameters())) != list(map(id, params)):
             return f"the {name} has other parameters than its layers', or layers share them"
+        addresses += [param.data_ptr() for param in params]
         reason = None if name == "target" else reason_not_plain(network.optimizer, params)
         if reason is not None:
             return f"of the {name}, {reason}"
+    if len(set(addresses)) != len(addresses):
+        return "networks share parameters, or their memory"
     if model.ent_coef_optimizer is not None:
         log_ent_coef = model.log_ent_coef
         if log_ent_coef is None or log_ent_coef.shape != (1,) or not log_ent_coef.requires_grad:
@@ -256,7 +259,7 @@ def _reason_not_route(model: "ActorCritic") -> str | None:
     if _is_ours(type(model).route):
         return None
     # A route that reaches more than it is given, the actor's weights by a closure say, is not to be cut off from it
-    d = model.action_space.shape[0] if model.action_space.shape else 1
+    d = get_action_dim(model.action_space)
     with undisturbed(model), th.enable_grad():
         leaves = [th.zeros(2, d, requires_grad=True) for _ in range(2)]
         x, actions, log_prob, std = SquashedGaussianDraw.apply(*leaves, th.zeros(2, d), SACTanh().epsilon)

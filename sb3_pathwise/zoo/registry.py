@@ -28,13 +28,19 @@ ALGORITHMS: dict[str, type[ActorCritic]] = {
     "likelihood_ratio_ac": LikelihoodRatioAC,
     "measure_valued_ac": MeasureValuedAC,
     "mixed_ac": MixedAC,
+    "pathwise_tqc": PathwiseAC,
+    "likelihood_ratio_tqc": LikelihoodRatioAC,
+    "pathwise_crossq": PathwiseAC,
+    "likelihood_ratio_crossq": LikelihoodRatioAC,
 }
+# The critics that keys end in; ``None``: whatever the policy's arguments say
+CRITICS_OF_KEYS = {"ac": None, "tqc": "quantile", "crossq": "batch_renorm"}
 # What ``-optimize`` tries, besides what it tries for SAC
-ACTION_SAMPLES: dict[str, list[int]] = {
-    "pathwise_ac": [1, 2, 4],
-    "likelihood_ratio_ac": [2, 4, 8, 16],
-    "measure_valued_ac": [1, 2],
-    "mixed_ac": [4, 8, 16],
+ACTION_SAMPLES: dict[type[ActorCritic], list[int]] = {
+    PathwiseAC: [1, 2, 4],
+    LikelihoodRatioAC: [2, 4, 8, 16],
+    MeasureValuedAC: [1, 2],
+    MixedAC: [4, 8, 16],
 }
 MAX_POLICY_DELAY = 4
 
@@ -80,11 +86,31 @@ def sample_params(
     :return: arguments of the algorithm's constructor
     """
     hyperparams = sample_sac_params(trial, n_actions, n_envs, additional_args)
-    hyperparams["n_action_samples"] = trial.suggest_categorical("n_action_samples", ACTION_SAMPLES[algo])
+    hyperparams["n_action_samples"] = trial.suggest_categorical("n_action_samples", ACTION_SAMPLES[ALGORITHMS[algo]])
     if "baseline" in ALGORITHMS[algo].route_arguments():
         hyperparams["baseline"] = trial.suggest_categorical("baseline", list(BASELINES))
     hyperparams["policy_delay"] = trial.suggest_int("policy_delay", 1, MAX_POLICY_DELAY)
     return hyperparams
+
+
+def with_critic(algo: str, hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """
+    Whatever else the policy's arguments are, from a file, the command line or a search: a key's critic is among them.
+
+    :param algo: any key
+    :param hyperparams: arguments of the algorithm's constructor
+    :return: the same, with the key's critic
+    :raises ValueError: if they name another critic
+    """
+    critic = CRITICS_OF_KEYS[algo.rpartition("_")[2]] if algo in ALGORITHMS else None
+    if critic is None:
+        return hyperparams
+    policy_kwargs = {"critic": critic, **(hyperparams.get("policy_kwargs") or {})}
+    if policy_kwargs["critic"] != critic:
+        raise ValueError(
+            f"{algo} has critic={critic!r}, policy_kwargs ask for {policy_kwargs['critic']!r}. Use a key that ends in _ac."
+        )
+    return hyperparams | {"policy_kwargs": policy_kwargs}
 
 
 class TrialNumber(int):
@@ -137,6 +163,10 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
         if "n_timesteps" not in hyperparams:
             raise ValueError(f"{self.config} has no n_timesteps for {self.env_name.gym_id}")
         return hyperparams, saved_hyperparams
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> tuple[Any, ...]:
+        hyperparams, *others = super()._preprocess_hyperparams(hyperparams)
+        return with_critic(self.algo, hyperparams), *others
 
     def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> dict[str, Any]:
         """

@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
 from torch.autograd.function import once_differentiable
 
-from sb3_pathwise.critics import ActionValue
+from sb3_pathwise.critics import ActionValue, Critic
 from sb3_pathwise.critics.twin import TwinCritic
 from sb3_pathwise.engines.kernels.adam import AdamKernel
 from sb3_pathwise.engines.kernels.linear import Workspace
@@ -27,7 +27,7 @@ class TwinKernel:
     :param low_dtype: dtype of the products between hidden layers, if it is another one
     """
 
-    rule = TwinCritic
+    rule: type[Critic] = TwinCritic
 
     def __init__(self, model: "ActorCritic", adam: AdamKernel, workspace: Workspace, low_dtype: th.dtype | None) -> None:
         layers = [parameters(q_net) for q_net in model.critic.q_networks]
