@@ -36,7 +36,7 @@ from sb3_pathwise.experiments.bench_measure import (
 from sb3_pathwise.experiments.bench_report import draw, print_tables
 
 # These have no policy for images
-NOT_FOR_IMAGES = ("crossq", "sbx_sac")
+NOT_FOR_IMAGES = ("crossq", "crossq_256", "sbx_sac")
 EXIT_BAD_INPUT = 2
 
 

@@ -40,17 +40,32 @@ class Implementation(NamedTuple):
     kwargs: dict[str, Any]
 
 
+def crossq(width: int) -> dict[str, Any]:
+    """
+    :param width: of the critics' hidden layers
+    :return: CrossQ's hyperparameters that cost time, for an algorithm of ours
+    """
+    net_arch = {"pi": [256, 256], "qf": [width, width]}
+    return {"policy_delay": 3, "policy_kwargs": {"critic": "batch_renorm", "net_arch": net_arch}}
+
+
 IMPLEMENTATIONS = {
     "sac": Implementation("stable_baselines3", "SAC", {}),
     "td3": Implementation("stable_baselines3", "TD3", {}),
     "tqc": Implementation("sb3_contrib", "TQC", {}),
     "crossq": Implementation("sb3_contrib", "CrossQ", {}),
+    "crossq_256": Implementation("sb3_contrib", "CrossQ", {"policy_kwargs": {"net_arch": [256, 256]}}),
     "sbx_sac": Implementation("sbx", "SAC", {}),
     "pathwise_ac": Implementation("sb3_pathwise", "PathwiseAC", {}),
     "pathwise_ac_bfloat16": Implementation("sb3_pathwise", "PathwiseAC", {"precision": "bfloat16"}),
     "likelihood_ratio_ac": Implementation("sb3_pathwise", "LikelihoodRatioAC", {}),
     "measure_valued_ac": Implementation("sb3_pathwise", "MeasureValuedAC", {}),
     "mixed_ac": Implementation("sb3_pathwise", "MixedAC", {}),
+    "pathwise_tqc": Implementation("sb3_pathwise", "PathwiseAC", {"policy_kwargs": {"critic": "quantile"}}),
+    "likelihood_ratio_tqc": Implementation("sb3_pathwise", "LikelihoodRatioAC", {"policy_kwargs": {"critic": "quantile"}}),
+    "pathwise_crossq": Implementation("sb3_pathwise", "PathwiseAC", crossq(256)),
+    "likelihood_ratio_crossq": Implementation("sb3_pathwise", "LikelihoodRatioAC", crossq(256)),
+    "pathwise_crossq_1024": Implementation("sb3_pathwise", "PathwiseAC", crossq(1024)),
 }
 # What is varied, one thing at a time, and for which algorithms
 SCALING: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
@@ -106,7 +121,7 @@ def make_model(algo: str, env_id: str, n_envs: int = 1, width: int | None = None
     cls = getattr(importlib.import_module(implementation.module), implementation.name)
     policy, env = ("CnnPolicy", RandomImages) if env_id == IMAGES else ("MlpPolicy", env_id)
     if width is not None:
-        kwargs["policy_kwargs"] = {"net_arch": [width, width]}
+        kwargs["policy_kwargs"] = implementation.kwargs.get("policy_kwargs", {}) | {"net_arch": [width, width]}
     defaults = {"learning_starts": 100, "buffer_size": 10_000, "seed": 0, "device": "cpu"}
     return cls(policy, make_vec_env(env, n_envs), **defaults | implementation.kwargs | kwargs)
 
