@@ -145,10 +145,9 @@ def make_model(algo: str, env_id: str, n_envs: int = 1, width: int | None = None
     cls = getattr(importlib.import_module(implementation.module), implementation.name)
     policy, env = ("CnnPolicy", RandomImages) if env_id == IMAGES else ("MlpPolicy", env_id)
     defaults: dict[str, Any] = {"learning_starts": 100, "buffer_size": 1_000, "seed": 0, "device": "cpu"}
+    defaults["gradient_steps"] = 1 if n_envs == 1 else -1
     if width is not None:
-        kwargs["policy_kwargs"] = {"net_arch": [width, width]}
-    if n_envs > 1:
-        defaults["gradient_steps"] = -1
+        kwargs["policy_kwargs"] = implementation.kwargs.get("policy_kwargs", {}) | {"net_arch": [width, width]}
     return cls(policy, make_vec_env(env, n_envs), **defaults | {**implementation.kwargs} | kwargs)
 
 
