@@ -12,6 +12,7 @@ import torch as th
 
 from sb3_pathwise.experiments import bench, bench_measure
 from sb3_pathwise.experiments.bench_measure import Measurement, Stopwatch, make_model, product_operations, summarize
+from sb3_pathwise.zoo.registry import ALGORITHMS, CRITIC_OF
 
 
 @pytest.mark.parametrize("algo", ["sac", "pathwise_ac"])
@@ -43,6 +44,15 @@ def test_split_adds_up(monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
     expected = {"acting": 1, "env": 2, "sampling": 4, "critic": 8, "actor": 16, "rest": 32}
     assert split == pytest.approx({part: 1e3 * seconds for part, seconds in expected.items()})
     assert watch.seconds["train"] == pytest.approx(3 * (4 + 8 + 16))
+
+
+@pytest.mark.parametrize("algo", CRITIC_OF)
+def test_critics_of_keys_are_measured(algo: str) -> None:
+    model = make_model(algo, "Pendulum-v1", width=16)
+    assert model.policy.critic_name == CRITIC_OF[algo]
+    assert type(model) is ALGORITHMS[algo]
+    assert model.policy.net_arch == [16, 16]
+    assert make_model("pathwise_crossq", "Pendulum-v1").policy_delay == 3
 
 
 def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
