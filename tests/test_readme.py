@@ -50,12 +50,12 @@ def test_quotations(path: str, lines: str) -> None:
 
 
 def test_the_line_that_differs_is_the_only_line() -> None:
-    quoted = {path: lines for path, lines in QUOTES if "actor_surrogate" in lines}
-    for cls in CLASSES[:2]:
-        # Nothing but the constructor and the quoted method
-        methods = [name for name, member in vars(cls).items() if inspect.isfunction(member)]
-        assert methods == ["__init__", "actor_surrogate"]
-        assert inspect.getsource(cls.actor_surrogate) == quoted[str(Path(inspect.getfile(cls)).relative_to(ROOT))]
+    quoted = [lines.strip() for path, lines in QUOTES if path == "sb3_pathwise/algorithms.py"]
+    for cls, line in zip(CLASSES[:2], quoted, strict=True):
+        # Besides what the route can use, which the base class declares
+        own = {name for name in vars(cls) if not name.startswith("_") and name not in ("supported_distributions", "route")}
+        assert own <= {"samples_gaussian_entropy"} and not any(map(inspect.isfunction, map(vars(cls).get, own)))
+        assert line == f"route = {cls.route.__name__}" and line in inspect.getsource(cls)
 
 
 def test_ten_lines() -> None:
@@ -95,13 +95,16 @@ def test_the_gradient_of_the_mean_vanishes(seed: int) -> None:
 def test_arguments() -> None:
     rows = {row["argument"].strip("`"): row["default"] for row in table("| argument | default | meaning |")}
     for cls in CLASSES:
-        ours = inspect.signature(cls).parameters.keys() - inspect.signature(SAC).parameters.keys()
+        parameters = inspect.signature(cls).parameters
+        ours = parameters.keys() - inspect.signature(SAC).parameters.keys()
         assert ours <= rows.keys()
         for name in ours:
             default, _, exception = rows[name].replace("`", "").partition("; ")
             if cls.__name__ in exception:
                 default = exception.split(" for ")[0]
-            assert inspect.signature(cls).parameters[name].default == ast.literal_eval(default)
+            # None stands for the route's own, and for none where it has no such argument
+            actual = cls.route_arguments().get(name, parameters[name].default)
+            assert actual == ast.literal_eval(default) or (name == "baseline" and actual is None)
 
 
 class RandomEnv(gym.Env):

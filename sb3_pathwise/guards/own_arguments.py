@@ -86,6 +86,13 @@ def check_model(model: "ActorCritic") -> None:
         arguments.check("qf_learning_rate", model.qf_learning_rate, arguments.LEARNING_RATE)
     if model.precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(map(repr, PRECISIONS))}, got {model.precision!r}.")
+    if model.precision == "bfloat16" and model.device.type == "cpu" and hasattr(th.cpu, "get_capabilities"):
+        capabilities = th.cpu.get_capabilities()
+        if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+            warnings.warn(
+                "precision='bfloat16': this CPU has no instructions for bfloat16 and emulates them, which is slower than "
+                "precision='float32'."
+            )
 
 
 def _check_distribution(model: "ActorCritic") -> None:
