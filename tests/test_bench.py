@@ -17,6 +17,7 @@ from sb3_pathwise.engines.fused import FusedEngine
 from sb3_pathwise.experiments import bench, bench_measure
 from sb3_pathwise.experiments.bench_measure import IMPLEMENTATIONS, Measurement, Stopwatch, describe, make_model, summarize
 from sb3_pathwise.experiments.bench_report import markdown
+from sb3_pathwise.zoo.registry import ALGORITHMS, CRITIC_OF
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +49,15 @@ def test_split_adds_up(algo: str) -> None:
     expected = {"acting": 1, "env": 2, "sampling": 4, "update": 8, "rest": 16}
     assert split == pytest.approx({part: 1e3 * seconds for part, seconds in expected.items()})
     assert watch.seconds["train"] == pytest.approx(3 * (4 + 8))
+
+
+@pytest.mark.parametrize("algo", CRITIC_OF)
+def test_critics_of_keys_are_measured(algo: str) -> None:
+    model = make_model(algo, "Pendulum-v1", width=16)
+    assert model.policy.critic_name == CRITIC_OF[algo]
+    assert type(model) is ALGORITHMS[algo]
+    assert model.policy.net_arch == [16, 16]
+    assert make_model("pathwise_crossq", "Pendulum-v1").policy_delay == 3
 
 
 def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
