@@ -197,6 +197,14 @@ def test_commands_of_the_command_line() -> None:
     assert set(",".join(extras).split(",")) <= set(known)
 
 
+def test_keys_of_the_zoo() -> None:
+    shown = {row["key"].strip("`"): row for row in table("| key | algorithm |")}
+    assert shown.keys() == ALGORITHMS.keys()
+    for key, row in shown.items():
+        assert row["algorithm"] == f"`{ALGORITHMS[key].__name__}`"
+        assert row["critic"] == f'`"{CRITIC_OF.get(key, "twin")}"`'
+
+
 def test_links_and_commands() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
