@@ -7,6 +7,7 @@ The examples it links are in ``test_examples.py``.
 import ast
 import csv
 import inspect
+import logging
 import os
 import re
 import shlex
@@ -79,6 +80,16 @@ def test_resume(tmp_path: Path) -> None:
         command = [sys.executable, "-c", short]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ, cwd=tmp_path)
         assert done.stdout.split() == [begin], done.stderr
+
+
+def test_which_engine(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(code for code in CODE if "choose_engine" in code)
+    model = sb3_pathwise.PathwiseAC("MlpPolicy", RandomEnv(BOX, BOX), policy_kwargs={"net_arch": [8]})
+    assert not caplog.messages
+    with caplog.at_level(logging.INFO, "sb3_pathwise.engines"):
+        exec(code, {"model": model, "my_hook": lambda *args: None})
+    assert f"# {capsys.readouterr().out.strip()}\n" in code
+    assert caplog.messages and code.endswith(f"{caplog.messages[-1]}\n")
 
 
 @pytest.mark.parametrize("seed", range(3))
