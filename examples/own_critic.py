@@ -1,8 +1,8 @@
 """
-A critic of one's own, under any route: a class that says what its networks are, its loss and its value, and a line that names it.
+A critic of one's own, under any route: a class that knows its networks, its loss and its value, and a line that names it.
 
-It is REDQ's (https://arxiv.org/abs/2101.05982): many Q-networks, a target that is the smallest of two drawn at random, and their
-mean as the value. See `sb3_pathwise/critics/base.py` for what a critic has to know.
+It is REDQ's (https://arxiv.org/abs/2101.05982): many Q-networks, a target that is the smallest of two drawn at random, and
+their mean as the value. See `sb3_pathwise/critics/base.py` for what a critic has to know.
 
     python examples/own_critic.py
 """
