@@ -13,18 +13,19 @@ from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
-from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
+from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh
 from sb3_pathwise.engines.base import Engine
+from sb3_pathwise.engines.fingerprint import STOCK
 from sb3_pathwise.engines.kernels.adam import AdamKernel, reason_not_plain
 from sb3_pathwise.engines.kernels.batch_renorm import BatchRenormKernel
 from sb3_pathwise.engines.kernels.gaussian_actor import GaussianActor
 from sb3_pathwise.engines.kernels.linear import Workspace
 from sb3_pathwise.engines.kernels.quantile import QuantileKernel
-from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, diagonal_gaussian, squash
+from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, clamp, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
 from sb3_pathwise.guards.own_arguments import reached
 from sb3_pathwise.guards.undisturbed import undisturbed
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 KERNELS: dict[type, Any] = {kernel.rule: kernel for kernel in (TwinKernel, QuantileKernel, BatchRenormKernel)}
 # Methods of modules that SAC's training goes through, and that an instance may hide
+_ORIGINS = ("torch", "stable_baselines3", "sb3_contrib")
 _METHODS = ("forward", "action_log_prob", "get_action_dist_params", "extract_features", "__call__")
 
 
@@ -67,12 +69,14 @@ class FusedEngine(Engine):
             return f"the model is on {model.device}"
         if model.use_sde:
             return "gSDE is not a squashed Gaussian"
-        if not _is_ours(type(model).actor_surrogate) or "actor_surrogate" in vars(model):
+        if _origin(type(model).actor_surrogate) != "sb3_pathwise" or "actor_surrogate" in vars(model):
             return "actor_surrogate is overridden, and may reach more than distribution and objective"
         if type(model.critic_rule) not in KERNELS:
             return f"of the critic {type(model.critic_rule).__name__} it knows nothing"
-        reason = _kernel(model).reason_not(model) or _reason_not_modules(model) or GaussianActor.reason_not(model.actor)
-        return reason or _reason_not_optimizers(model) or _reason_not_route(model)
+        if any(map(callable, vars(model.critic_rule).values())):
+            return f"a method of {type(model.critic_rule).__name__} is overridden"
+        reason = _reason_not_torch() or _kernel(model).reason_not(model) or GaussianActor.reason_not(model.actor)
+        return reason or _reason_not_modules(model) or _reason_not_optimizers(model) or _reason_not_route(model)
 
     def begin(self, model: "ActorCritic") -> None:
         # Somebody may have written to parameters in the meantime
@@ -107,9 +111,7 @@ class FusedEngine(Engine):
         noises = [th.randn(n_rows, actions.shape[1], dtype=self.dtype) for _ in range(1 + update_actor)]
         noise, next_noise = (noises[0], noises[-1]) if model.critic_rule.actor_draws_first else (noises[-1], noises[0])
         next_mean_actions, next_log_std = trace.output[-n_rows:].chunk(2, dim=1)
-        _, next_actions, next_log_prob, _, _ = squash(
-            next_mean_actions, next_log_std.clamp(LOG_STD_MIN, LOG_STD_MAX), next_noise, self.epsilon
-        )
+        _, next_actions, next_log_prob, _, _ = squash(next_mean_actions, clamp(next_log_std), next_noise, self.epsilon)
 
         # The critics descend their loss
         critic_loss, target_q_values = self.critic.loss(
@@ -184,8 +186,10 @@ def _kernel(model: "ActorCritic") -> Any:
     return KERNELS[type(model.critic_rule)]
 
 
-def _is_ours(function: Any) -> bool:
-    return function.__module__.startswith("sb3_pathwise.")
+def _origin(function: Any) -> str:
+    """The package that a function is written in, whatever ``functools.wraps`` says."""
+    names = getattr(getattr(function, "__func__", function), "__globals__", {})
+    return names.get("__name__", "").partition(".")[0]
 
 
 def _is_flat(network: BaseModel) -> bool:
@@ -195,13 +199,27 @@ def _is_flat(network: BaseModel) -> bool:
     return not (network.normalize_images and is_image_space(space))
 
 
-def _reason_not_modules(model: "ActorCritic") -> str | None:
+def _reason_not_torch() -> str | None:
     if any(getattr(torch_module, f"_global_{name}_hooks") for name in ("forward", "forward_pre", "backward", "backward_pre")):
         return "there are global hooks of modules"
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return "there are global hooks of optimizers"
+    if th.is_autocast_enabled("cpu"):
+        return "torch's autocast is on"
+    for cls, name in STOCK:
+        if _origin(getattr(cls, name)) not in _ORIGINS:
+            return f"{cls.__name__}.{name} is overridden"
+    return None
+
+
+def _reason_not_modules(model: "ActorCritic") -> str | None:
     networks: list[Any] = [model.actor, model.critic, *([model.critic_target] if model.critic_rule.has_target else [])]
-    kinds = {type(network.features_extractor) for network in networks}
-    if len(kinds) != 1 or not kinds <= {FlattenExtractor, CombinedExtractor}:
-        return f"the features extractor is {' or '.join(sorted(kind.__name__ for kind in kinds))}"
+    extractors = [network.features_extractor for network in networks]
+    kinds = {type(module) for extractor in extractors for module in extractor.modules()}
+    if len(set(map(type, extractors))) != 1 or not kinds <= {FlattenExtractor, CombinedExtractor, nn.Flatten, nn.ModuleDict}:
+        return f"the features extractor consists of {', '.join(sorted(kind.__name__ for kind in kinds))}"
+    if len({network.normalize_images for network in networks}) != 1:
+        return "some networks normalise images and some do not"
     dtypes = set()
     for network in networks:
         for name, module in network.named_modules():
@@ -212,23 +230,26 @@ def _reason_not_modules(model: "ActorCritic") -> str | None:
                 return f"a method of {name} is overridden"
             for param in module._parameters.values():
                 if param is not None:
-                    if not param.requires_grad and network is not model.critic_target:
-                        return f"{name} has frozen parameters"
-                    if param._backward_hooks or param._post_accumulate_grad_hooks:
-                        return f"a parameter of {name} has hooks"
-                    if not param.is_contiguous():
-                        return f"a parameter of {name} is not contiguous"
+                    reason = _reason_not_parameter(param, learns=network is not model.critic_target)
+                    if reason is not None:
+                        return f"a parameter of {name} {reason}"
                     dtypes.add(param.dtype)
-        if next(network.features_extractor.parameters(), None) is not None:  # type: ignore[union-attr]
-            return "the features extractor learns"
     if len(dtypes) != 1 or not dtypes <= {th.float32, th.float64}:
         return f"its parameters are of {', '.join(sorted(map(str, dtypes)))}"
     return None
 
 
+def _reason_not_parameter(param: th.Tensor, learns: bool) -> str | None:
+    if type(param) is not nn.Parameter:
+        return f"is a {type(param).__name__}"
+    if learns and not param.requires_grad:
+        return "is frozen"
+    if param._backward_hooks or param._post_accumulate_grad_hooks:
+        return "has hooks"
+    return None if param.is_contiguous() else "is not contiguous"
+
+
 def _reason_not_optimizers(model: "ActorCritic") -> str | None:
-    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
-        return "there are global hooks of optimizers"
     addresses: list[int] = []
     for name, network in (("actor", model.actor), ("critic", model.critic), ("target", model.critic_target)):
         if name == "target" and not model.critic_rule.has_target:
@@ -257,15 +278,27 @@ def _reason_not_optimizers(model: "ActorCritic") -> str | None:
 
 
 def _reason_not_route(model: "ActorCritic") -> str | None:
-    if _is_ours(type(model).route):
+    if _origin(type(model).route) == "sb3_pathwise":
         return None
+    name = getattr(type(model).route, "__name__", "route")
     # A route that reaches more than it is given, the actor's weights by a closure say, is not to be cut off from it
     d = get_action_dim(model.action_space)
     with undisturbed(model), th.enable_grad():
         leaves = [th.zeros(2, d, requires_grad=True) for _ in range(2)]
         x, actions, log_prob, std = SquashedGaussianDraw.apply(*leaves, th.zeros(2, d), SACTanh().epsilon)
         draw = PolicyDraw(PolicyDistribution(diagonal_gaussian(leaves[0], std), SACTanh()), x, actions, log_prob)
-        surrogate = surrogate_of_objective(model.actor_surrogate, draw, lambda actions: actions.sum(dim=-1), 1.0)
+        surrogate = surrogate_of_objective(model.actor_surrogate, draw, _differentiable_once, 1.0)
+        try:
+            th.autograd.grad(surrogate.sum(), leaves, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            return f"its route, {name}, cannot be differentiated: {error}"
     if reached(surrogate) - set(map(id, leaves)):
-        return f"its route, {type(model).route.__name__}, reaches parameters beside those of the distribution"
+        return f"its route, {name}, reaches parameters beside those of the distribution"
     return None
+
+
+def _differentiable_once(actions: th.Tensor) -> th.Tensor:
+    """Values (n, B) of actions (n, B, d), like those of the kernels."""
+    flat = actions.flatten(end_dim=1)
+    zeros = th.zeros_like(flat)
+    return SquashedGaussianDraw.apply(flat, zeros, zeros, 1.0)[1].sum(dim=1).view(actions.shape[:-1])

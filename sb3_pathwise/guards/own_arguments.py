@@ -135,11 +135,7 @@ def check_critic(model: "ActorCritic") -> None:
     :raises ValueError: if an argument does not go with its critic
     """
     critic = model.critic_rule
-    if model.batch_size < critic.min_batch_size:
-        raise ValueError(
-            f"batch_size must be at least {critic.min_batch_size} with {type(critic).__name__}, which normalises by the "
-            f"batch's statistics, got {model.batch_size}."
-        )
+    check_batch_size(model, model.batch_size)
     for name in () if critic.has_target else ("tau", "target_update_interval"):
         if getattr(model, name) != inspect.signature(SAC).parameters[name].default:
             raise ValueError(
@@ -150,6 +146,20 @@ def check_critic(model: "ActorCritic") -> None:
         warnings.warn(
             f"ent_coef={model.ent_coef} is fixed, but the scale of the rewards, against which it is weighed, changes in "
             'training with VecNormalize(norm_reward=True). Let it be learned, ent_coef="auto".'
+        )
+
+
+def check_batch_size(model: "ActorCritic", batch_size: int) -> None:
+    """
+    :param model: The model, its networks being made
+    :param batch_size: Size of the batches to learn from
+    :raises ValueError: if its critic cannot
+    """
+    critic = model.critic_rule
+    if batch_size < critic.min_batch_size:
+        raise ValueError(
+            f"batch_size must be at least {critic.min_batch_size} with {type(critic).__name__}, which normalises by the "
+            f"batch's statistics, got {batch_size}."
         )
 
 

@@ -26,7 +26,11 @@ def reason_not_plain(optimizer: th.optim.Optimizer, params: list[th.nn.Parameter
             return f"its Adam has {variant}={group[variant]!r}"
     if not isinstance(group["lr"], float | int) or not all(isinstance(beta, float) for beta in group["betas"]):
         return "its Adam has hyperparameters that are tensors"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer):
+    if (
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or vars(optimizer).keys() & {"step", "zero_grad"}
+    ):
         return "its optimizer has hooks"
     for param in params:
         state = optimizer.state.get(param)
