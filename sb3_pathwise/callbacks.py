@@ -19,7 +19,7 @@ from sb3_pathwise.distributions import draw_actions
 from sb3_pathwise.guards.own_arguments import overrides_surrogate
 from sb3_pathwise.guards.undisturbed import undisturbed
 from sb3_pathwise.learner import ROUTE_ARGUMENTS, ActorCritic
-from sb3_pathwise.objective import Route, surrogate_of_objective
+from sb3_pathwise.objective import Route, current_ent_coef, surrogate_of_objective
 
 BUILT_IN: dict[str, type[ActorCritic]] = {
     "pathwise": PathwiseAC,
@@ -204,7 +204,7 @@ class GradientProbeCallback(BaseCallback):
         # Updates use the batch's statistics, and dropout
         model.policy.set_training_mode(True)
         obs = model.replay_buffer.sample(self.batch_size, env=model._vec_normalize_env).observations
-        ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
+        ent_coef = current_ent_coef(model)
         critic_rule = model.critic_rule if isinstance(model, ActorCritic) else CRITICS["twin"]()
         value = critic_rule.value(model.critic, obs)
         routes = {name: self._route(name) for name in self.routes}

@@ -27,6 +27,8 @@ from torch.distributions import Beta, Categorical, Distribution, Independent, Mi
 from torch.distributions.transforms import AffineTransform, TanhTransform, Transform
 from torch.nn import functional as F
 
+# By exact type: nothing is known of what a subclass does
+_KNOWN_DISTRIBUTIONS = (SquashedDiagGaussianDistribution, DiagGaussianDistribution, StateDependentNoiseDistribution)
 SampleShape = th.Size | list[int] | tuple[int, ...]
 SelfSplitDistribution = TypeVar("SelfSplitDistribution", bound="SplitDistribution")
 
@@ -211,6 +213,8 @@ class PolicyDraw:
             if not ours or n_samples == 0:
                 return self.policy_dist.base.rsample(sample_shape)
             first = ours.pop()
+            if not th.is_grad_enabled():
+                first = first.detach()
             if n_samples > 1:
                 first = th.cat([first, self.policy_dist.base.rsample((n_samples - 1,))])
             shape = (*sample_shape, *self.x.shape)
@@ -372,6 +376,21 @@ class SquashedGaussianMixtureDistribution(SplitDistribution):
         return policy_dist.squash(cast(MixtureSameFamily, policy_dist.base).component_distribution.mean)
 
 
+# Nothing in them outlives a draw, but the draw itself
+_STATELESS = (SquashedDiagGaussianDistribution, DiagGaussianDistribution)
+
+
+def has_foreign_draws(actor: Actor) -> bool:
+    """
+    :param actor: Actor network
+    :return: whether somebody else has written how it draws its actions, which may then come from any distribution
+    """
+    function: Any = getattr(actor.action_log_prob, "__func__", actor.action_log_prob)
+    package = str(getattr(function, "__module__", "")).partition(".")[0]
+    is_known = isinstance(actor.action_dist, SplitDistribution) or type(actor.action_dist) in _KNOWN_DISTRIBUTIONS
+    return not is_known or package not in ("stable_baselines3", "sb3_contrib", "sb3_pathwise")
+
+
 def draw_actions(actor: Actor, obs: PyTorchObs) -> PolicyDraw:
     """
     One action for each state, drawn by the actor's own ``action_log_prob``, whatever that is.
@@ -380,14 +399,16 @@ def draw_actions(actor: Actor, obs: PyTorchObs) -> PolicyDraw:
     :param obs: Observations, batch size B
     :return: the actions, and the distribution that they came from as far as it is known
     """
+    action_dist: Any = actor.action_dist
+    held = vars(action_dist).copy() if isinstance(action_dist, SplitDistribution) or type(action_dist) in _STATELESS else {}
     actions, log_prob = actor.action_log_prob(obs)
     # As SAC takes it, which may be a column
     log_prob = log_prob.reshape(-1)
-    policy_dist, x = _last_draw(actor.action_dist, actions)
+    policy_dist, x = _last_draw(action_dist, actions)
+    # With a graph, which is the caller's, the actor could not be copied
+    vars(action_dist).update(held)
     # What a user has written may return anything
-    function = getattr(actor.action_log_prob, "__func__", actor.action_log_prob)
-    is_ours = function.__module__.partition(".")[0] in ("stable_baselines3", "sb3_contrib", "sb3_pathwise")
-    if policy_dist is not None and not is_ours:
+    if policy_dist is not None and has_foreign_draws(actor):
         with th.no_grad():
             expected_actions, expected_log_prob = policy_dist.squash_with_log_prob(x)
         if not th.equal(expected_actions, actions) or not th.allclose(expected_log_prob, log_prob, rtol=1e-3, atol=1e-3):
@@ -414,19 +435,16 @@ def _current(action_dist: Any) -> PolicyDistribution | None:
     if isinstance(action_dist, SplitDistribution):
         return getattr(action_dist, "policy_dist", None)
     # An actor may leave it unused
-    if getattr(action_dist, "distribution", None) is None:
+    if type(action_dist) not in _KNOWN_DISTRIBUTIONS or getattr(action_dist, "distribution", None) is None:
         return None
-    # By exact type: nothing is known of what a subclass does
     if type(action_dist) is SquashedDiagGaussianDistribution:
         return PolicyDistribution(independent(action_dist.distribution), SACTanh(action_dist.epsilon))
     if type(action_dist) is DiagGaussianDistribution:
         return PolicyDistribution(independent(action_dist.distribution), AffineTransform(0.0, 1.0))
-    if type(action_dist) is StateDependentNoiseDistribution:
-        noise = StateDependentNoise(action_dist)
-        if action_dist.bijector is None:
-            return PolicyDistribution(noise, AffineTransform(0.0, 1.0))
-        return StateDependentNoisePolicy(noise, SACTanh(action_dist.bijector.epsilon))
-    return None
+    noise = StateDependentNoise(action_dist)
+    if action_dist.bijector is None:
+        return PolicyDistribution(noise, AffineTransform(0.0, 1.0))
+    return StateDependentNoisePolicy(noise, SACTanh(action_dist.bijector.epsilon))
 
 
 def _last_draw(action_dist: Any, actions: th.Tensor) -> tuple[PolicyDistribution | None, th.Tensor]:

@@ -27,6 +27,7 @@ from sb3_pathwise.critics import CRITICS, Critic
 from sb3_pathwise.engines import choose_engine
 from sb3_pathwise.guards import CheckedSAC, alarms_explained, check_descent, warn_of_scale, warn_of_traps
 from sb3_pathwise.guards.own_arguments import (
+    check_batch_size,
     check_critic,
     check_early_arguments,
     check_model,
@@ -263,6 +264,7 @@ class ActorCritic(CheckedSAC):
             update_learning_rate(self.critic.optimizer, qf_learning_rate)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        check_batch_size(self, batch_size)
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]

@@ -6,8 +6,10 @@ route is in ``routes.py``.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch as th
+from stable_baselines3 import SAC
 from torch.distributions import Distribution, Independent, Normal
 
 from sb3_pathwise.critics import ActionValue
@@ -16,6 +18,17 @@ from sb3_pathwise.routes import Objective
 
 # A route with all its arguments but the first two
 Route = Callable[[Distribution, Objective], th.Tensor]
+
+
+def current_ent_coef(model: SAC) -> th.Tensor:
+    """
+    :param model: SAC, or an algorithm of ours
+    :return: its entropy coefficient, learned or fixed, one number without graph
+    """
+    is_learned = model.ent_coef_optimizer is not None and model.log_ent_coef is not None
+    if is_learned or not hasattr(model, "ent_coef_tensor"):
+        return th.exp(cast(th.Tensor, model.log_ent_coef).detach())
+    return model.ent_coef_tensor
 
 
 def surrogate_of_objective(
@@ -34,11 +47,15 @@ def surrogate_of_objective(
     :param samples_gaussian_entropy: Whether a Gaussian's entropy is left to the route: the pathwise derivative of its sampled
         log-probability is that of the closed form already, and SAC's to the last bit
     :return: surrogate, shape (B,), to be maximised
+    :raises ValueError: if the route cannot use the policy, or gives the objective what are no actions at these states
     """
     policy_dist = draw.policy_dist
     entropy_base = _closed_form_entropy(policy_dist.base, samples_gaussian_entropy)
 
     def objective(x: th.Tensor) -> th.Tensor:
+        # Broadcasting would make something of almost any shape
+        if x.shape[1:] != draw.x.shape:
+            raise ValueError(f"The objective takes actions of shape {('n', *draw.x.shape)}, got {tuple(x.shape)}.")
         if entropy_base is None:
             actions_pi, log_prob = draw.actions_with_log_prob(x)
             return value(actions_pi) - ent_coef * log_prob

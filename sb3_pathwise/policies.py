@@ -78,7 +78,8 @@ class DistributionPolicy(SACPolicy):
     :param args: Arguments of SAC's policy
     :param distribution: "squashed_gaussian" (SAC's), "beta" or "gaussian_mixture" (squashed too)
     :param n_components: Number of Gaussians of a "gaussian_mixture"
-    :param critic: Kind of critic: "twin" (SAC's), "quantile" (TQC's), "batch_renorm" (CrossQ's), see ``sb3_pathwise.critics``
+    :param critic: Kind of critic: "twin" (SAC's), "quantile" (TQC's), "batch_renorm" (CrossQ's), "categorical"
+        (XQC's), see ``sb3_pathwise.critics``
         for their arguments
     :param kwargs: Keyword arguments of SAC's policy, and of the critic
     :raises ValueError: if distribution or critic is unknown or has not such an argument, or cannot be had with gSDE

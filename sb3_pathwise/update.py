@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_pathwise.distributions import draw_actions
-from sb3_pathwise.objective import surrogate_of_objective
+from sb3_pathwise.objective import current_ent_coef, surrogate_of_objective
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
@@ -36,7 +36,7 @@ def update(agent: "ActorCritic", replay_data: ReplayBufferSamples, update_actor:
     # Sampled anew, because log_std may have changed between two gradient steps
     if agent.use_sde:
         agent.actor.reset_noise()
-    ent_coef = agent.ent_coef_tensor if agent.log_ent_coef is None else th.exp(agent.log_ent_coef.detach())
+    ent_coef = current_ent_coef(agent)
     metrics: Metrics = {"ent_coef": ent_coef.squeeze()}
 
     # Draw

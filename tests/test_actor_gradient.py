@@ -7,6 +7,7 @@ their parameters are used. The algorithms run as they are, through ``train``, wi
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,11 @@ LOG_2PI = math.log(2 * math.pi)
 GAUSSIAN: dict[str, Any] = {}
 GSDE = {"use_sde": True, "policy_kwargs": {"log_std_init": -1.0}}
 BETA = {"policy_kwargs": {"distribution": "beta"}}
+QUANTILE = {"policy_kwargs": {"critic": "quantile", "n_quantiles": 5}}
+# Actions' densities are known with the batch's statistics too, but of few rows: the states as they are, once each
+BATCH_RENORM = {"policy_kwargs": {"critic": "batch_renorm"}}
+BATCH_RENORM_PLAIN_ACTOR = {"policy_kwargs": {"critic": "batch_renorm", "actor_batch_norm": False}}
+CATEGORICAL = {"policy_kwargs": {"critic": "categorical", "n_atoms": 7, "v_min": -20.0, "v_max": 20.0}}
 MIXTURE = {"policy_kwargs": {"distribution": "gaussian_mixture", "n_components": 3}}
 
 
@@ -76,14 +82,27 @@ def actions_and_densities(model: Any, obs: th.Tensor) -> tuple[th.Tensor, th.Ten
     return u.tanh(), log_prob, log_density.exp() * area
 
 
+def conservative_value(model: Any, obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    """Q by each critic's definition, in evaluation mode."""
+    model.critic.set_training_mode(False)
+    outputs = model.critic(obs, actions)
+    critic = model.policy_kwargs.get("critic", "twin")
+    if critic == "quantile":
+        return outputs.mean(dim=(1, 2))
+    if critic == "categorical":
+        return (outputs.softmax(dim=2) * th.linspace(-20, 20, 7)).sum(dim=2).min(dim=1).values
+    return th.cat(outputs, dim=1).min(dim=1).values
+
+
 def exact(model: Any, obs: th.Tensor) -> tuple[th.Tensor, float, float]:
     """The gradient of J with respect to all of the actor's weights, J, and the policy's mean entropy."""
+    model.policy.set_training_mode(True)
     actions, log_prob, probability = actions_and_densities(model, obs)
     th.testing.assert_close(probability.sum(0), th.ones(len(obs), dtype=th.float64), atol=2e-4, rtol=0)
     with th.no_grad():
         tiled_obs = obs.expand(len(actions), -1, -1).flatten(end_dim=1)
-        q_values = th.cat(model.critic(tiled_obs, actions.flatten(end_dim=1).float()), dim=1)
-        min_q = q_values.min(dim=1).values.double().view(len(actions), -1)
+        q_values = conservative_value(model, tiled_obs, actions.flatten(end_dim=1).float())
+        min_q = q_values.double().view(len(actions), -1)
     objective = (probability * (min_q - ENT_COEF * log_prob)).sum(0).mean()
     entropy = -(probability * log_prob).sum(0).mean()
     gradient = th.autograd.grad(objective, list(model.actor.parameters()))
@@ -113,6 +132,14 @@ def make_frozen(
                 for name, param in module.named_parameters():
                     # Scales less than the rest, so that a moderate grid covers what they spread
                     param.add_((0.15 if "log_std" in name else 0.4) * th.randn(param.shape, generator=generator))
+            for name, buffer in model.policy.named_buffers():
+                if name.endswith("_mean") or name.endswith("_var"):
+                    buffer.add_(0.3 * th.rand(buffer.shape, generator=generator))
+        for module in model.policy.modules():
+            if hasattr(module, "momentum"):
+                # Nor do running statistics move
+                module.momentum = 0.0
+        model.critic_rule.after_step(model.critic)
         obs = replayed_obs.repeat(tile, 1)
         column = th.zeros(len(obs), 1)
         batch = ReplayBufferSamples(obs, th.zeros(len(obs), 2), obs, column, column)
@@ -126,15 +153,15 @@ def make_frozen(
 def observe(model: Any, n_repetitions: int) -> dict[str, th.Tensor]:
     """What ``train`` computed, once per repetition: gradients of the actor and of the temperature, and logged values."""
     seen: dict[str, list[th.Tensor]] = {"actor": [], "log_ent_coef": [], "actor_loss": [], "entropy": []}
-    before = copy.deepcopy(model.actor.state_dict())
+    before = copy.deepcopy(dict(model.actor.named_parameters()))
     for _ in range(n_repetitions):
-        model.train(gradient_steps=1, batch_size=1)
+        model.train(gradient_steps=1, batch_size=N_STATES)
         # Of the actor's loss, hence minus the gradient of J
         seen["actor"].append(-th.cat([param.grad.flatten() for param in model.actor.parameters()]))
         seen["log_ent_coef"].append(model.log_ent_coef.grad.clone())
         for key in ("actor_loss", "entropy"):
             seen[key].append(th.tensor([model.logger.name_to_value[f"train/{key}"]]))
-    th.testing.assert_close(model.actor.state_dict(), before, rtol=0, atol=0)
+    th.testing.assert_close(dict(model.actor.named_parameters()), before, rtol=0, atol=0)
     return {key: th.stack(values).double() for key, values in seen.items()}
 
 
@@ -166,6 +193,15 @@ CASES: list[tuple[type, dict[str, Any], int, int]] = [
     (LikelihoodRatioAC, {"n_action_samples": 2, "baseline": "none"}, 32, 150),
     (MeasureValuedAC, {"n_action_samples": 2}, 32, 150),
     (MixedAC, {"n_action_samples": 5, "baseline": "mean_action"}, 32, 150),
+    *itertools.product(
+        (PathwiseAC, LikelihoodRatioAC, MeasureValuedAC, MixedAC),
+        (QUANTILE, BATCH_RENORM_PLAIN_ACTOR, CATEGORICAL),
+        (32,),
+        (150,),
+    ),
+    (PathwiseAC, {"n_action_samples": 3} | BATCH_RENORM_PLAIN_ACTOR, 32, 150),
+    (PathwiseAC, BATCH_RENORM, 1, 600),
+    (LikelihoodRatioAC, BATCH_RENORM, 1, 600),
 ]
 
 

@@ -77,6 +77,27 @@ CONFIGURATIONS: dict[str, tuple[type[SAC], str, Any, tuple[str, ...], dict[str, 
     "gsde": (PathwiseAC, "MlpPolicy", "Pendulum-v1", TWO, dict(use_sde=True, sde_sample_freq=16)),
     "gsde, sac": (SAC, "MlpPolicy", "Pendulum-v1", TWO, dict(use_sde=True)),
     "vec_normalize": (PathwiseAC, "MlpPolicy", normalized_env, TWO, {}),
+    "quantile": (
+        LikelihoodRatioAC,
+        "MlpPolicy",
+        "Pendulum-v1",
+        TWO,
+        dict(policy_kwargs=dict(net_arch=[8], critic="quantile")),
+    ),
+    "batch_renorm": (
+        PathwiseAC,
+        "MlpPolicy",
+        "Pendulum-v1",
+        ROUTES,
+        dict(policy_delay=3, policy_kwargs=dict(net_arch=[8], critic="batch_renorm", renorm_warmup_steps=10)),
+    ),
+    "categorical": (
+        PathwiseAC,
+        "MlpPolicy",
+        normalized_env,
+        TWO,
+        dict(policy_kwargs=dict(net_arch=[8], critic="categorical")),
+    ),
     "n_steps": (LikelihoodRatioAC, "MlpPolicy", "Pendulum-v1", TWO, dict(n_steps=3)),
     "episodes": (PathwiseAC, "MlpPolicy", goal_env, TWO, dict(train_freq=(1, "episode"), policy="MultiInputPolicy")),
     "beta": (PathwiseAC, "MlpPolicy", "Pendulum-v1", TWO, dict(policy_kwargs=dict(net_arch=[8], distribution="beta"))),
@@ -165,7 +186,7 @@ def test_measurements_are_reproducible_and_see_the_time_step() -> None:
     assert probe.measure() != figures
 
 
-@pytest.mark.parametrize("name", ["cnn", "her", "gsde", "sac"])
+@pytest.mark.parametrize("name", ["cnn", "her", "gsde", "sac", "batch_renorm", "categorical"])
 def test_measure_leaves_the_model_as_it_was(name: str) -> None:
     """Also what the next update would overwrite anyway, and a module that its owner keeps in evaluation mode."""
     model = train(name, None)
@@ -350,9 +371,7 @@ def applied_gradients(model: SAC, obs_batch: Any, n: int) -> th.Tensor:
 
 @pytest.mark.parametrize("extra", ["plain", "gsde", "beta", "batch norm"])
 @pytest.mark.parametrize("cls", [PathwiseAC, LikelihoodRatioAC])
-def test_the_gradient_is_the_one_that_training_applies(
-    cls: type[SAC], extra: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gradient_is_the_one_that_training_applies(cls: type[SAC], extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same random numbers, it is the same gradient."""
     kwargs: dict[str, Any] = {
         "plain": {},

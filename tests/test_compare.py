@@ -334,6 +334,20 @@ def test_evaluations_leave_training_alone() -> None:
     assert often[0]["returns"] != often[-1]["returns"]
 
 
+def test_a_variant_keeps_the_critic_of_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    algos = ["pathwise_crossq", "likelihood_ratio_tqc:policy_kwargs=dict(net_arch=[16])", "pathwise_ac"]
+    request = arguments(tmp_path, algos=algos, envs=("Pendulum-v1",))
+    critics = {}
+    for run in comparison_of(make_parser().parse_args(request)).plan():
+        manager, model = build(run)
+        manager.evaluate.eval_env.close()
+        critics[run.variant] = model.policy.critic_name
+    assert list(critics.values()) == ["batch_renorm", "quantile", "twin"]
+    other = arguments(tmp_path, algos=["pathwise_crossq:policy_kwargs=dict(critic='twin')"])
+    assert main(other) == 2
+    assert "pathwise_crossq has critic='batch_renorm', not 'twin'" in capsys.readouterr().err
+
+
 def test_evaluations_of_several_environments_that_are_normalised() -> None:
     policy = {"policy": "MlpPolicy", "n_steps": 8, "batch_size": 8, "n_epochs": 1, "n_envs": 3, "normalize": True}
     manager, model = build(small_run(variant="ppo", algo="ppo", hyperparams=policy, n_timesteps=50, eval_freq=20))

@@ -4,21 +4,20 @@ The policies' action distributions: densities, entropies and derivatives, agains
 Everything is asked of an actor with some weights, at some states, as the learner asks it.
 """
 
+import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch as th
+from stable_baselines3.common.distributions import DiagGaussianDistribution, SquashedDiagGaussianDistribution
+from stable_baselines3.sac.policies import Actor
 from torch.nn import functional as F
 
 from sb3_pathwise import LikelihoodRatioAC
-from sb3_pathwise.distributions import (
-    PolicyDistribution,
-    SquashedGaussianPolicy,
-    policy_distribution,
-    squashed_gaussian,
-)
+from sb3_pathwise.distributions import PolicyDistribution, draw_actions, policy_distribution
 from sb3_pathwise.routes import likelihood_ratio, measure_valued, mixed, pathwise
 
 MakeModel = Callable[..., Any]
@@ -112,7 +111,7 @@ def test_entropy(model: Any) -> None:
     z = (values.mean(0) - truth) / (values.std(0) / math.sqrt(n_samples))
     assert (z.abs() < MAX_Z).all()
     with th.no_grad():
-        model.actor(OBS)
+        model.actor.action_log_prob(OBS)
         closed_form = model.actor.action_dist.entropy()
     if model.policy_kwargs.get("distribution") == "beta":
         th.testing.assert_close(closed_form, truth, rtol=0, atol=2e-3)
@@ -214,17 +213,114 @@ def test_saturated_actions(make_model: MakeModel, distribution: str, tolerance: 
     assert (actual - exact).abs().max() < largest
 
 
-@pytest.mark.parametrize("sample_shape", [(), (1,), (3,)])
-def test_one_step_of_the_graph_is_twenty(sample_shape: tuple[int, ...]) -> None:
-    th.manual_seed(0)
-    mean, log_std = th.randn(32, 3, requires_grad=True), (th.randn(32, 3) * 2 - 1).requires_grad_()
-    policy_dist = squashed_gaussian(mean, log_std)
-    x = policy_dist.base.rsample(sample_shape)
-    weights, more = th.randn(*sample_shape, 32), th.randn(*sample_shape, 32, 3)
-    results = []
-    for squash_with_log_prob in (SquashedGaussianPolicy.squash_with_log_prob, PolicyDistribution.squash_with_log_prob):
-        actions, log_prob = squash_with_log_prob(policy_dist, x)
-        loss = (weights * log_prob).sum() + (more * actions).sum()
-        results.append([actions, log_prob, *th.autograd.grad(loss, (mean, log_std), retain_graph=True)])
-    # To the last bit: PathwiseAC would part from SAC otherwise
-    assert all(th.equal(one, other) for one, other in zip(*results, strict=True))
+# --- The draw that SAC has made already
+
+
+def test_draw_is_that_of_the_actor(model: Any) -> None:
+    th.manual_seed(1)
+    draw = draw_actions(model.actor, OBS)
+    th.manual_seed(1)
+    actions, log_prob = model.actor.action_log_prob(OBS)
+    assert th.equal(draw.actions, actions) and th.equal(draw.log_prob, log_prob)
+    th.testing.assert_close(draw.policy_dist.squash(draw.x), actions)
+    again, again_log_prob = draw.actions_with_log_prob(draw.x.unsqueeze(0).clone())
+    th.testing.assert_close(again[0], actions)
+    th.testing.assert_close(again_log_prob[0], log_prob, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sample_shape", [(), (1,), (4,), (2, 3)])
+def test_first_sample_is_the_draw(model: Any, sample_shape: tuple[int, ...]) -> None:
+    """And all the others, of that call and of later ones, are not."""
+    draw = draw_actions(model.actor, OBS)
+    if not draw.base.has_rsample:
+        with pytest.raises(NotImplementedError):
+            draw.base.rsample(sample_shape)
+        return
+    samples = [draw.base.rsample(sample_shape) for _ in range(2)]
+    assert all(sample.shape == (*sample_shape, *draw.x.shape) for sample in samples)
+    rows = th.cat([sample.reshape(-1, *draw.x.shape) for sample in samples])
+    assert th.equal(rows[0], draw.x)
+    assert all((one != other).any() for one, other in itertools.combinations(rows, 2))
+    assert all(sample.requires_grad for sample in samples)
+
+
+def test_draws_know_when_gradients_are_off(model: Any) -> None:
+    """A score at a sample that still depends on the parameters would be biased without a word."""
+    draw = draw_actions(model.actor, OBS)
+    if draw.base.has_rsample:
+        with th.no_grad():
+            first, second = draw.base.rsample((1,)), draw.base.rsample((1,))
+        assert th.equal(first[0], draw.x) and not first.requires_grad and not second.requires_grad
+    assert not draw.base.sample(th.Size((2,))).requires_grad
+
+
+def test_samples_are_independent_of_the_draw(model: Any) -> None:
+    """20,000 states: correlations between the draw, a later reparameterised sample and a sample are those of chance."""
+    n_states = 20_000
+    draw = draw_actions(model.actor, OBS[:1].expand(n_states, -1))
+    samples = [draw.base.rsample((2,)), draw.base.rsample(()).unsqueeze(0)] if draw.base.has_rsample else [draw.x.unsqueeze(0)]
+    if model.use_sde:
+        # One matrix for all states: there is only one draw
+        samples = []
+    values = th.cat([*samples, draw.base.sample(th.Size((2,)))])[..., 0].detach()
+    correlations = th.corrcoef(values) * math.sqrt(n_states)
+    assert (correlations.triu(1).abs() < MAX_Z).all()
+    errors = (values.mean(1) - draw.base.mean[0, 0]) / (values.std(1) / math.sqrt(n_states))
+    assert (errors.abs() < MAX_Z).all()
+
+
+def test_unsquashed_gaussian(make_model: MakeModel) -> None:
+    """SB3's own, if somebody gives it to an actor: a density without a Jacobian."""
+    actor = make_model(LikelihoodRatioAC).actor
+    actor.action_dist = DiagGaussianDistribution(2)
+    draw = draw_actions(actor, OBS)
+    mean_actions, log_std, _ = actor.get_action_dist_params(OBS)
+    expected = th.distributions.Normal(mean_actions, log_std.exp()).log_prob(draw.actions).sum(1)
+    th.testing.assert_close(draw.log_prob, expected)
+    x = 3 * th.randn(5, *draw.x.shape)
+    actions, log_prob = draw.actions_with_log_prob(x)
+    assert th.equal(actions, x)
+    th.testing.assert_close(log_prob, th.distributions.Normal(mean_actions, log_std.exp()).log_prob(x).sum(2))
+
+
+class Shifted(SquashedDiagGaussianDistribution):
+    """Something of which SB3's attributes do not tell what it is."""
+
+    def sample(self) -> th.Tensor:
+        return super().sample() * 0.5
+
+
+class Copied(Actor):
+    """SAC's own method, written once more."""
+
+    def action_log_prob(self, obs: Any) -> tuple[th.Tensor, th.Tensor]:
+        return super().action_log_prob(obs)
+
+
+class Priced(Actor):
+    def action_log_prob(self, obs: Any) -> tuple[th.Tensor, th.Tensor]:
+        actions, log_prob = super().action_log_prob(obs)
+        return actions, log_prob + 1
+
+
+def test_density_is_known_if_it_is_that_of_sac(make_model: MakeModel) -> None:
+    actor = make_model(LikelihoodRatioAC).actor
+    actor.__class__ = Copied
+    draw = draw_actions(actor, OBS)
+    assert likelihood_ratio(draw.base, lambda x: x.sum(-1)).requires_grad
+
+
+@pytest.mark.parametrize("unknown", ["actor", "distribution"])
+def test_of_other_draws_no_more_is_known(make_model: MakeModel, unknown: str) -> None:
+    """One of them is enough for the pathwise route; what needs more says so, rather than to take SAC's density for it."""
+    actor = make_model(LikelihoodRatioAC).actor
+    if unknown == "actor":
+        actor.__class__ = Priced
+    else:
+        actor.action_dist = Shifted(2)
+    draw = draw_actions(actor, OBS)
+    value = pathwise(draw.base, lambda x: draw.actions_with_log_prob(x)[1])
+    assert th.equal(value, draw.log_prob)
+    for route in (likelihood_ratio, partial(pathwise, n_samples=2), measure_valued, mixed):
+        with pytest.raises(ValueError, match=r"action_log_prob|supports|independent"):
+            route(draw_actions(actor, OBS).base, lambda x: x.sum(-1))

@@ -123,3 +123,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = ([found[algorithm, seed, step] for algorithm in algorithms] for step in ("0", "1030"))
         # Until learning starts a seed means the same policy, then the routes part
         assert first[0] == first[1] and second[0] != second[1]
+
+
+def test_own_critic(run) -> None:
+    output = run("own_critic.py", "--timesteps", "120")
+    assert re.findall(r"^(\w+) with REDQ's critic: -\d+$", output, flags=re.MULTILINE) == ["PathwiseAC", "LikelihoodRatioAC"]

@@ -6,6 +6,7 @@ Critics, by the name that ``policy_kwargs=dict(critic=...)`` gives them: a file 
 
 from sb3_pathwise.critics.base import ActionValue, Critic
 from sb3_pathwise.critics.batch_renorm import BatchRenormCritic
+from sb3_pathwise.critics.categorical import CategoricalCritic
 from sb3_pathwise.critics.quantile import QuantileCritic
 from sb3_pathwise.critics.twin import TwinCritic
 
@@ -15,4 +16,5 @@ CRITICS: dict[str, type[Critic]] = {
     "twin": TwinCritic,
     "quantile": QuantileCritic,
     "batch_renorm": BatchRenormCritic,
+    "categorical": CategoricalCritic,
 }

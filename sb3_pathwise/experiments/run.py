@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -29,6 +28,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_pathwise.experiments.grid import Run, load_algorithms
+from sb3_pathwise.zoo.registry import ExperimentManager
 
 # Told the number of steps so far, answers whether to go on
 Notify = Callable[[int], bool]

@@ -17,20 +17,24 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
 from stable_baselines3.sac.policies import SACPolicy
+from torch.distributions import Distribution
 
 from sb3_pathwise import routes
 from sb3_pathwise.contrib import POLICIES
-from sb3_pathwise.distributions import draw_actions
+from sb3_pathwise.distributions import draw_actions, has_foreign_draws
 from sb3_pathwise.guards import arguments
 from sb3_pathwise.guards.undisturbed import undisturbed
 from sb3_pathwise.objective import surrogate_of_objective
 from sb3_pathwise.policies import DistributionPolicy
+from sb3_pathwise.routes import Objective
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
 
 PRECISIONS = ("float32", "bfloat16")
 _BUILT_IN = (routes.pathwise, routes.likelihood_ratio, routes.measure_valued, routes.mixed)
+# States on which a route is tried: no number of samples that anybody would take
+_N_STATES = 7
 _CHECKED: "WeakSet[ActorCritic]" = WeakSet()
 
 
@@ -82,13 +86,21 @@ def check_model(model: "ActorCritic") -> None:
         arguments.check("qf_learning_rate", model.qf_learning_rate, arguments.LEARNING_RATE)
     if model.precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(map(repr, PRECISIONS))}, got {model.precision!r}.")
+    if model.precision == "bfloat16" and model.device.type == "cpu" and hasattr(th.cpu, "get_capabilities"):
+        capabilities = th.cpu.get_capabilities()
+        if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+            warnings.warn(
+                "precision='bfloat16': this CPU has no instructions for bfloat16 and emulates them, which is slower than "
+                "precision='float32'."
+            )
 
 
 def _check_distribution(model: "ActorCritic") -> None:
     distribution = model.policy_kwargs.get("distribution", "squashed_gaussian")
     if distribution in DistributionPolicy.distributions and distribution not in model.supported_distributions:
         family: Any = next(base for base in type(model).__mro__ if base.__name__ == "ActorCritic")
-        others = [cls.__name__ for cls in family.__subclasses__() if distribution in cls.supported_distributions]
+        ours = [cls for cls in family.__subclasses__() if cls.__module__.startswith("sb3_pathwise.")]
+        others = [cls.__name__ for cls in ours if distribution in cls.supported_distributions]
         raise ValueError(
             f"distribution={distribution!r} cannot be used by {type(model).__name__}, whose gradient needs one of "
             f"{', '.join(model.supported_distributions)}. Use {' or '.join(others)} with it."
@@ -106,7 +118,8 @@ def _check_route_arguments(model: "ActorCritic") -> None:
         raise ValueError(
             f"n_action_samples must be an integer of at least {model.min_action_samples}, got {model.n_action_samples!r}."
         )
-    if "baseline" in own:
+    # What it means to somebody else's route we do not know
+    if "baseline" in own and type(model).route in _BUILT_IN:
         if model.baseline not in routes.BASELINES:
             raise ValueError(f"baseline must be one of {', '.join(routes.BASELINES)}, got {model.baseline!r}.")
         if model.baseline == "leave_one_out" and model.n_action_samples == 1:
@@ -122,11 +135,7 @@ def check_critic(model: "ActorCritic") -> None:
     :raises ValueError: if an argument does not go with its critic
     """
     critic = model.critic_rule
-    if model.batch_size < critic.min_batch_size:
-        raise ValueError(
-            f"batch_size must be at least {critic.min_batch_size} with {type(critic).__name__}, which normalises by the "
-            f"batch's statistics, got {model.batch_size}."
-        )
+    check_batch_size(model, model.batch_size)
     for name in () if critic.has_target else ("tau", "target_update_interval"):
         if getattr(model, name) != inspect.signature(SAC).parameters[name].default:
             raise ValueError(
@@ -137,6 +146,20 @@ def check_critic(model: "ActorCritic") -> None:
         warnings.warn(
             f"ent_coef={model.ent_coef} is fixed, but the scale of the rewards, against which it is weighed, changes in "
             'training with VecNormalize(norm_reward=True). Let it be learned, ent_coef="auto".'
+        )
+
+
+def check_batch_size(model: "ActorCritic", batch_size: int) -> None:
+    """
+    :param model: The model, its networks being made
+    :param batch_size: Size of the batches to learn from
+    :raises ValueError: if its critic cannot
+    """
+    critic = model.critic_rule
+    if batch_size < critic.min_batch_size:
+        raise ValueError(
+            f"batch_size must be at least {critic.min_batch_size} with {type(critic).__name__}, which normalises by the "
+            f"batch's statistics, got {batch_size}."
         )
 
 
@@ -154,8 +177,9 @@ def check_own_route(model: "ActorCritic") -> None:
     if not hasattr(cls, "route"):
         raise ValueError(f"{cls.__name__} has no route: set the class attribute `route` to a function as in routes.py.")
     if cls.route not in _BUILT_IN:
+        _check_signature(cls)
         space = copy.deepcopy(model.observation_space)
-        samples = [space.sample() for _ in range(2)]
+        samples = [space.sample() for _ in range(_N_STATES)]
         stacked: Any = (
             {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
             if isinstance(samples[0], dict)
@@ -169,17 +193,24 @@ def check_own_route(model: "ActorCritic") -> None:
 
 def check_surrogate(model: "ActorCritic") -> None:
     """
-    Try a surrogate that somebody else has written, once, before the first update.
+    Try a surrogate that somebody else has written, or on draws that somebody else's actor makes, once, before the first
+    update.
 
     :param model: The model, about to be updated
-    :raises ValueError: if it does not keep to its contract
+    :raises ValueError: if it does not keep to its contract, or needs to know more of the policy than its draws
     """
     if model in _CHECKED:
         return
-    if overrides_surrogate(type(model)):
+    cls = type(model)
+    if overrides_surrogate(cls):
+        needs_trial = True
+    else:
+        takes_one_draw = cls.route is routes.pathwise and model.n_action_samples == 1
+        needs_trial = has_foreign_draws(model.actor) and not takes_one_draw
+    if needs_trial:
         assert model.replay_buffer is not None
         with undisturbed(model):
-            _try_surrogate(model, model.replay_buffer.sample(2, env=model._vec_normalize_env).observations)
+            _try_surrogate(model, model.replay_buffer.sample(_N_STATES, env=model._vec_normalize_env).observations)
     _CHECKED.add(model)
 
 
@@ -191,31 +222,57 @@ def overrides_surrogate(cls: type["ActorCritic"]) -> bool:
     return not cls.actor_surrogate.__module__.startswith("sb3_pathwise.")
 
 
+def _check_signature(cls: type["ActorCritic"]) -> None:
+    if not callable(cls.route):
+        raise ValueError(f"route of {cls.__name__} must be a function as in routes.py, got {cls.route!r}.")
+    signature = inspect.signature(cls.route)
+    try:
+        signature.bind(None, None, **dict.fromkeys({"n_samples", "baseline"} & signature.parameters.keys()))
+    except TypeError as error:
+        raise ValueError(
+            f"route of {cls.__name__} must be a function of (dist, objective), and of n_samples and baseline if it likes, got "
+            f"{signature}. Override actor_surrogate(self, dist, objective) if it needs the model, too."
+        ) from error
+
+
 def _try_surrogate(model: "ActorCritic", obs: PyTorchObs) -> None:
-    name = "actor_surrogate" if overrides_surrogate(type(model)) else getattr(type(model).route, "__name__", "route")
     if model.use_sde:
         model.actor.reset_noise()
     draw = draw_actions(model.actor, obs)
+
+    def checked_surrogate(dist: Distribution, objective: Objective) -> th.Tensor:
+        surrogate = model.actor_surrogate(dist, objective)
+        _check_surrogate(model, surrogate, draw.log_prob)
+        return surrogate
+
     ent_coef = th.ones((), device=model.device)
     value = model.critic_rule.value(model.critic, obs)
     try:
-        surrogate = surrogate_of_objective(model.actor_surrogate, draw, value, ent_coef, model.samples_gaussian_entropy)
+        surrogate_of_objective(checked_surrogate, draw, value, ent_coef, model.samples_gaussian_entropy)
     except NotImplementedError as error:
         base = draw.policy_dist.base
         if base.has_rsample:
             raise
         raise ValueError(
-            f"{name} of {type(model).__name__} needs rsample, which {type(base).__name__} has not: choose another "
+            f"{_name(model)} needs rsample, which {type(base).__name__} has not: choose another "
             "policy_kwargs=dict(distribution=...), or a route that needs no more than sample and log_prob."
         ) from error
-    if not isinstance(surrogate, th.Tensor) or surrogate.shape != draw.log_prob.shape:
+
+
+def _check_surrogate(model: "ActorCritic", surrogate: th.Tensor, log_prob: th.Tensor) -> None:
+    if not isinstance(surrogate, th.Tensor) or surrogate.shape != log_prob.shape:
         got = tuple(surrogate.shape) if isinstance(surrogate, th.Tensor) else type(surrogate).__name__
         raise ValueError(
-            f"{name} of {type(model).__name__} must return a surrogate of shape {tuple(draw.log_prob.shape)}, one for each "
-            f"state, got {got}."
+            f"{_name(model)} must return a surrogate of shape {tuple(log_prob.shape)}, one for each state, got {got}."
         )
-    if not surrogate.requires_grad and any(param.requires_grad for param in model.actor.parameters()):
+    if log_prob.requires_grad and not surrogate.requires_grad:
         raise ValueError(
-            f"{name} of {type(model).__name__} returns a surrogate that cannot be differentiated: its gradient with respect "
-            "to the distribution's parameters must be the route's estimate (see sb3_pathwise.routes)."
+            f"{_name(model)} returns a surrogate that cannot be differentiated: its gradient with respect to the "
+            "distribution's parameters must be the route's estimate (see sb3_pathwise.routes)."
         )
+
+
+def _name(model: "ActorCritic") -> str:
+    cls = type(model)
+    name = "actor_surrogate" if overrides_surrogate(cls) else getattr(cls.route, "__name__", "route")
+    return f"{name} of {cls.__name__}"

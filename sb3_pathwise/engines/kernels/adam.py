@@ -1,5 +1,7 @@
 """Adam on the state of torch's own optimizer, with the gradients of all parameters side by side in memory."""
 
+from collections.abc import Sequence
+
 import torch as th
 from torch.optim import Adam
 
@@ -24,7 +26,11 @@ def reason_not_plain(optimizer: th.optim.Optimizer, params: list[th.nn.Parameter
             return f"its Adam has {variant}={group[variant]!r}"
     if not isinstance(group["lr"], float | int) or not all(isinstance(beta, float) for beta in group["betas"]):
         return "its Adam has hyperparameters that are tensors"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer):
+    if (
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or vars(optimizer).keys() & {"step", "zero_grad"}
+    ):
         return "its optimizer has hooks"
     for param in params:
         state = optimizer.state.get(param)
@@ -72,7 +78,7 @@ class AdamKernel:
         ]
         self.one = th.ones(())
 
-    def grads_of(self, layers: list[tuple[th.Tensor, th.Tensor]]) -> list[tuple[th.Tensor, th.Tensor]]:
+    def grads_of(self, layers: Sequence[tuple[th.Tensor, th.Tensor]]) -> list[tuple[th.Tensor, th.Tensor]]:
         """
         :param layers: Pairs of parameters of the optimizer
         :return: their gradients

@@ -4,11 +4,19 @@ import math
 from typing import Any, cast
 
 import torch as th
-from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
+from stable_baselines3.sac import policies as sac_policies
 from torch.autograd.function import once_differentiable
 from torch.distributions import Independent, Normal
 
 _LOG_SQRT_2PI = math.log(math.sqrt(2 * math.pi))
+
+
+def clamp(log_std: th.Tensor) -> th.Tensor:
+    """
+    :param log_std: Log standard deviations
+    :return: the same, within SAC's bounds as they are now
+    """
+    return log_std.clamp(sac_policies.LOG_STD_MIN, sac_policies.LOG_STD_MAX)
 
 
 def squash(
@@ -48,7 +56,7 @@ class SquashedGaussianDraw(th.autograd.Function):
         :param epsilon: As in ``squash``
         :return: pre-squash actions, actions, log-probabilities and standard deviations, as ``squash``
         """
-        clamped = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        clamped = clamp(log_std)
         x, actions, log_prob, std, slope = squash(mean_actions, clamped, noise, epsilon)
         # Where the clamp bites, nothing passes
         ctx.save_for_backward(noise, actions, std * (clamped == log_std), slope)

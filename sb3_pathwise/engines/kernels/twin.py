@@ -1,12 +1,13 @@
 """SAC's critic: the loss and its gradient, and the smallest of the networks as a function of the action."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
 from torch.autograd.function import once_differentiable
 
-from sb3_pathwise.critics import ActionValue
+from sb3_pathwise.critics import ActionValue, Critic
 from sb3_pathwise.critics.twin import TwinCritic
 from sb3_pathwise.engines.kernels.adam import AdamKernel
 from sb3_pathwise.engines.kernels.linear import Workspace
@@ -26,6 +27,8 @@ class TwinKernel:
     :param low_dtype: dtype of the products between hidden layers, if it is another one
     """
 
+    rule: type[Critic] = TwinCritic
+
     def __init__(self, model: "ActorCritic", adam: AdamKernel, workspace: Workspace, low_dtype: th.dtype | None) -> None:
         layers = [parameters(q_net) for q_net in model.critic.q_networks]
         self.networks = [MLP(part, workspace, adam.grads_of(part), low_dtype) for part in layers]
@@ -41,22 +44,11 @@ class TwinKernel:
         :param model: Any model
         :return: why its critic is not SAC's own, or ``None``
         """
-        if type(model.critic_rule) is not TwinCritic:
-            return f"of the critic {type(model.critic_rule).__name__} it knows nothing"
-        for critic in (model.critic, model.critic_target):
-            if type(critic) is not ContinuousCritic:
-                return f"a critic is a {type(critic).__name__}, not SAC's"
-            if [id(getattr(critic, f"qf{i}", None)) for i in range(len(critic.q_networks))] != list(
-                map(id, critic.q_networks)
-            ):
-                return "critic.q_networks and critic.qf0, qf1, ... are not the same networks"
-            for q_net in critic.q_networks:
-                reason = reason_not_mlp(q_net)
-                if reason is not None:
-                    return f"of a critic, {reason}"
-        if len(model.critic.q_networks) != len(model.critic_target.q_networks):
+        critics: list[Any] = [model.critic, model.critic_target]
+        reason = reason_not_networks(critics, ContinuousCritic, reason_not_mlp)
+        if reason is None and len(critics[0].q_networks) != len(critics[1].q_networks):
             return "there are more critics than targets, or fewer"
-        return None
+        return reason
 
     def refresh(self) -> None:
         """To be called when the critics' parameters have changed."""
@@ -85,10 +77,10 @@ class TwinKernel:
         :param next_log_prob: Log-probability of the next actions, shape (B,)
         :param rewards: shape (B, 1)
         :param discounts: What the value of the next state counts, 0 at the end of an episode, shape (B, 1)
-        :param ent_coef: Entropy coefficient, a scalar
+        :param ent_coef: Entropy coefficient
         :return: loss, a scalar; the target, shape (B, 1)
         """
-        next_q_values = _smallest([network.forward(next_inputs).output for network in self.targets])
+        next_q_values = smallest([network.forward(next_inputs).output for network in self.targets])
         next_q_values = th.sub(next_q_values, next_log_prob.unsqueeze(1), alpha=ent_coef)
         target_q_values = th.addcmul(rewards, discounts, next_q_values)
         losses = []
@@ -115,18 +107,49 @@ class TwinKernel:
         :return: as ``critics.twin.min_q_values``
         """
 
-        def value(actions: th.Tensor) -> th.Tensor:
-            if th.is_grad_enabled() and actions.requires_grad:
-                return SmallestQ.apply(actions, features, self.networks)
-            # One sample at a time, so that activations stay in the cache
-            inputs = th.cat([features, actions[0]], dim=1)
-            values = []
-            for a in actions:
-                inputs[:, features.shape[1] :] = a
-                values.append(_smallest([network.forward(inputs).output for network in self.networks]))
-            return th.cat(values, dim=1).t()
+        return smallest_q(self.networks, features)
 
-        return value
+
+def reason_not_networks(critics: list[Any], stock: type[Any], reason_not: Callable[[Any], str | None]) -> str | None:
+    """
+    :param critics: Critics
+    :param stock: Their class
+    :param reason_not: Says of a network what of it is not known
+    :return: why they are not of that class, with known networks, or ``None``
+    """
+    for critic in critics:
+        kind: type[Any] = type(critic)
+        if kind is not stock:
+            return f"a critic is a {kind.__name__}, not a {stock.__name__}"
+        names = [f"qf{i}" for i in range(len(critic.q_networks))]
+        if any(getattr(critic, name, None) is not q_net for name, q_net in zip(names, critic.q_networks, strict=True)):
+            return "critic.q_networks and critic.qf0, qf1, ... are not the same networks"
+        for q_net in critic.q_networks:
+            reason = reason_not(q_net)
+            if reason is not None:
+                return f"of a critic, {reason}"
+    return None
+
+
+def smallest_q(networks: list[MLP], features: th.Tensor) -> ActionValue:
+    """
+    :param networks: Critics
+    :param features: shape (B, features_dim)
+    :return: the smallest of them, as a function of the actions
+    """
+
+    def value(actions: th.Tensor) -> th.Tensor:
+        if th.is_grad_enabled() and actions.requires_grad:
+            return SmallestQ.apply(actions, features, networks)
+        # One sample at a time, so that activations stay in the cache
+        inputs = th.cat([features, actions[0]], dim=1)
+        values = []
+        for a in actions:
+            inputs[:, features.shape[1] :] = a
+            values.append(smallest([network.forward(inputs).output for network in networks]))
+        return th.cat(values, dim=1).t()
+
+    return value
 
 
 class SmallestQ(th.autograd.Function):
@@ -182,10 +205,14 @@ def _smallest_with_gradient(inputs: th.Tensor, first_action: int, networks: list
         if is_smallest is None:
             return outputs[0].squeeze(1), part.expand_as(gradient)
         gradient.index_copy_(0, rows, part.expand(n_rows, -1))
-    return _smallest(outputs).squeeze(1), gradient
+    return smallest(outputs).squeeze(1), gradient
 
 
-def _smallest(q_values: list[th.Tensor]) -> th.Tensor:
+def smallest(q_values: list[th.Tensor]) -> th.Tensor:
+    """
+    :param q_values: of each critic, shape (B, 1)
+    :return: the smallest
+    """
     smallest = q_values[0]
     for other in q_values[1:]:
         smallest = th.minimum(smallest, other)
