@@ -43,12 +43,9 @@ def joint(first: Any, second: Any) -> PyTorchObs:
     :param first: Observations or actions, batch size B
     :param second: The same of others, batch size B
     :return: both as one batch of size 2 B
-    :raises ValueError: if B is 1, of which there is no variance
     """
     if isinstance(first, dict):
         return {key: joint(first[key], second[key]) for key in first}  # type: ignore[misc]
-    if len(first) < 2:
-        raise ValueError("batch_size must be at least 2 with batch normalisation: one row has no variance.")
     return th.cat([first, second], dim=0)
 
 

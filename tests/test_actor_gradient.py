@@ -155,7 +155,7 @@ def observe(model: Any, n_repetitions: int) -> dict[str, th.Tensor]:
     seen: dict[str, list[th.Tensor]] = {"actor": [], "log_ent_coef": [], "actor_loss": [], "entropy": []}
     before = copy.deepcopy(dict(model.actor.named_parameters()))
     for _ in range(n_repetitions):
-        model.train(gradient_steps=1, batch_size=1)
+        model.train(gradient_steps=1, batch_size=N_STATES)
         # Of the actor's loss, hence minus the gradient of J
         seen["actor"].append(-th.cat([param.grad.flatten() for param in model.actor.parameters()]))
         seen["log_ent_coef"].append(model.log_ent_coef.grad.clone())

@@ -3,6 +3,7 @@ The command ``bench``: what it counts is right, what it prints is what it measur
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,79 +11,114 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_pathwise import PathwiseAC
+from sb3_pathwise.engines import choose_engine
+from sb3_pathwise.engines.fused import FusedEngine
 from sb3_pathwise.experiments import bench, bench_measure
-from sb3_pathwise.experiments.bench_measure import Measurement, Stopwatch, make_model, product_operations, summarize
+from sb3_pathwise.experiments.bench_measure import IMPLEMENTATIONS, Measurement, Stopwatch, describe, make_model, summarize
+from sb3_pathwise.experiments.bench_report import markdown
+from sb3_pathwise.zoo.registry import ALGORITHMS, CRITIC_OF
+
+ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("algo", ["sac", "pathwise_ac"])
-def test_split_adds_up(monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
+def slow(clock: list[float], owner: Any, name: str, seconds: float) -> None:
+    function = getattr(owner, name)
+
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        clock[0] += seconds
+        return function(*args, **kwargs)
+
+    setattr(owner, name, waiting)
+
+
+@pytest.mark.parametrize("algo", ["sac", "crossq", "pathwise_ac"])
+def test_split_adds_up(algo: str) -> None:
     clock = [0.0]
-    monkeypatch.setattr(bench_measure.time, "perf_counter", lambda: clock[0])
     model = make_model(algo, "Pendulum-v1", width=16)
     model.learn(101)
-
-    def slow(owner: Any, name: str, seconds: float) -> None:
-        function = getattr(owner, name)
-
-        def waiting(*args: Any, **kwargs: Any) -> Any:
-            clock[0] += seconds
-            return function(*args, **kwargs)
-
-        setattr(owner, name, waiting)
-
-    slow(model, "_sample_action", 1)
-    slow(model.env, "step", 2)
-    slow(model.replay_buffer, "sample", 4)
-    slow(model.critic.optimizer, "step", 8)
-    slow(model.actor.optimizer, "step", 16)
-    slow(model, "_store_transition", 32)
-    watch = Stopwatch(model)
+    slow(clock, model, "_sample_action", 1)
+    slow(clock, model.env, "step", 2)
+    slow(clock, model.replay_buffer, "sample", 4)
+    slow(clock, model, "_update_learning_rate", 8)
+    slow(clock, model, "_store_transition", 16)
+    watch = Stopwatch(model, lambda: clock[0])
     start = clock[0]
     model.learn(3, reset_num_timesteps=False)
     split = watch.split(clock[0] - start, 3)
-    expected = {"acting": 1, "env": 2, "sampling": 4, "critic": 8, "actor": 16, "rest": 32}
+    expected = {"acting": 1, "env": 2, "sampling": 4, "update": 8, "rest": 16}
     assert split == pytest.approx({part: 1e3 * seconds for part, seconds in expected.items()})
-    assert watch.seconds["train"] == pytest.approx(3 * (4 + 8 + 16))
+    assert watch.seconds["train"] == pytest.approx(3 * (4 + 8))
+
+
+@pytest.mark.parametrize("algo", CRITIC_OF)
+def test_critics_of_keys_are_measured(algo: str) -> None:
+    model = make_model(algo, "Pendulum-v1", width=16)
+    assert model.policy.critic_name == CRITIC_OF[algo]
+    assert type(model) is ALGORITHMS[algo]
+    assert model.policy.net_arch == [16, 16]
+    assert make_model("pathwise_crossq", "Pendulum-v1").policy_delay == 3
 
 
 def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(bench_measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(bench_measure, "clock_for", lambda threads, device: lambda: clock[0])
     model = make_model("pathwise_ac", "Pendulum-v1", width=16, gradient_steps=2)
-    sample, step = model.replay_buffer.sample, model.env.step
-
-    def slow_sample(*args: Any, **kwargs: Any) -> Any:
-        clock[0] += 3
-        return sample(*args, **kwargs)
-
-    def slow_step(*args: Any) -> Any:
-        clock[0] += 4
-        return step(*args)
-
-    monkeypatch.setattr(model.replay_buffer, "sample", slow_sample)
-    monkeypatch.setattr(model.env, "step", slow_step)
-    measurements = bench_measure.measure({"a": model}, "Pendulum-v1", 1, n_steps=3, repetitions=2)
-    assert [measurement.update_ms for measurement in measurements] == pytest.approx([3000, 3000])
-    assert [measurement.steps_per_second for measurement in measurements] == pytest.approx([1 / 10, 1 / 10])
+    slow(clock, model.replay_buffer, "sample", 3)
+    slow(clock, model.env, "step", 4)
+    turns = bench_measure.measure({"a": model}, n_steps=3, repetitions=2)["a"]
+    assert [turn.update_ms for turn in turns] == pytest.approx([3000, 3000])
+    assert [turn.steps_per_second for turn in turns] == pytest.approx([1 / 10, 1 / 10])
 
 
-def test_product_operations() -> None:
-    model = make_model("pathwise_ac", "Pendulum-v1", width=32)
-    # Pendulum: 3 observations, 1 action
-    critic, actor = 4 * 32 + 32 * 32 + 32, 3 * 32 + 32 * 32 + 2 * 32
-    expected = 2 * 10 * (2 * (6 * critic - 4 * 32) + 4 * actor - 3 * 32)
-    assert product_operations(model, batch_size=10) == expected
+def test_clocks() -> None:
+    # CPU time of all threads would be more than the time that the work took, and on a device it would be less
+    clocks = [bench_measure.clock_for(*arguments) for arguments in ((1, "cpu"), (2, "cpu"), (1, "cuda"))]
+    assert clocks == [time.process_time, time.perf_counter, time.perf_counter]
+
+
+OURS = [algo for algo, implementation in IMPLEMENTATIONS.items() if implementation.module == "sb3_pathwise"]
+
+
+@pytest.mark.parametrize("algo", [algo for algo in OURS if algo != "pathwise_ac_cuda_graph"])
+def test_measured_is_what_users_get(algo: str) -> None:
+    # At their own width: the 1024 wide one too takes a second
+    model = make_model(algo, "Pendulum-v1")
+    bench_measure.measure({algo: model}, n_steps=3, repetitions=1)
+    assert describe(model)["engine"] == ("eager" if algo == "pathwise_ac_eager" else "fused")
+    assert describe(make_model("sac", "Pendulum-v1"))["engine"] == ""
+
+
+def test_what_engines_look_at_is_left_alone() -> None:
+    model = make_model("pathwise_ac", "Pendulum-v1", width=16).learn(101)
+    assert isinstance(model, PathwiseAC)
+    Stopwatch(model, time.perf_counter)
+    assert FusedEngine.reason_not(model) is None and isinstance(choose_engine(model), FusedEngine)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("pathwise_crossq", "crossq_256"), ("pathwise_crossq_1024", "crossq")])
+def test_likes_are_alike(ours: str, theirs: str) -> None:
+    assert theirs == IMPLEMENTATIONS[ours].peer
+    ours, theirs = (make_model(algo, "Pendulum-v1") for algo in (ours, theirs))
+    for network in ("actor", "critic"):
+        shapes = [{name: value.shape for name, value in getattr(m, network).state_dict().items()} for m in (ours, theirs)]
+        assert shapes[0] == shapes[1]
+        groups = [getattr(m, network).optimizer.param_groups[0] for m in (ours, theirs)]
+        assert all(groups[0][name] == groups[1][name] for name in ("lr", "betas"))
+    assert ours.policy_delay == theirs.policy_delay == 3
 
 
 def test_summary() -> None:
-    def measurement(algo: str, speed: float) -> Measurement:
-        return Measurement(algo, "E", 1, speed, 1000 / speed, dict.fromkeys(bench_measure.PARTS, 1.0))
+    def measurement(speed: float) -> Measurement:
+        return Measurement(speed, 1000 / speed, dict.fromkeys(bench_measure.PARTS, 1.0))
 
     # The machine slowed down from turn to turn; the ratios did not
-    speeds = (100, 50, 10)
-    rows = summarize([measurement(algo, factor * s) for s in speeds for algo, factor in (("sac", 1), ("x", 2), ("y", 0.5))])
-    assert {row["algo"]: row["ratio"] for row in rows} == {"sac": 1, "x": 2, "y": 0.5}
-    assert rows[1]["ratio_quartiles"] == [2, 2] and rows[1]["steps_per_second"] == 100
+    factors = {"sac": 1, "tqc": 0.5, "pathwise_tqc": 2}
+    rows = summarize({algo: [measurement(factor * speed) for speed in (100, 50, 10)] for algo, factor in factors.items()})
+    assert {algo: row["ratios"]["sac"] for algo, row in rows.items()} == {a: [f, f, f] for a, f in factors.items()}
+    assert rows["pathwise_tqc"]["ratios"]["tqc"] == [4, 4, 4] and rows["tqc"]["ratios"].keys() == {"sac"}
+    assert rows["tqc"]["steps_per_second"] == 25 and rows["tqc"]["update_ms"] == 40
+    assert [turn["steps_per_second"] for turn in rows["tqc"]["turns"]] == [50, 25, 5]
 
 
 def test_threads_are_restored() -> None:
@@ -93,23 +129,79 @@ def test_threads_are_restored() -> None:
     assert th.get_num_threads() == before
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    varied = {"batch_size": (("pathwise_ac",), (8, 16)), "n_envs": (("pathwise_ac",), (2,))}
-    monkeypatch.setattr(bench_measure, "SCALING", varied)
-    monkeypatch.setitem(bench_measure.IMPLEMENTATIONS, "sbx_sac", bench_measure.Implementation("no_such_package", "SAC", {}))
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks so small that a run of the command takes seconds."""
+    whole = bench_measure.make_model
+    monkeypatch.setattr(bench, "make_model", lambda *args, **kwargs: whole(*args, **{"width": 8, "batch_size": 4} | kwargs))
+    monkeypatch.setattr(bench, "measure_memory", lambda algo, env_id: {"sac": 200.0}.get(algo, 220.0))
     monkeypatch.setenv("COLUMNS", "200")
-    arguments = "--quick --algos sac pathwise_ac sbx_sac --repetitions 2 --steps 5 --no-memory --output"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    varied = {"batch_size": (("pathwise_ac",), (8, 16)), "n_envs": (("pathwise_ac", "mixed_ac"), (2,))}
+    monkeypatch.setattr(bench, "SCALING", varied)
+    monkeypatch.setitem(IMPLEMENTATIONS, "sbx_sac", bench_measure.Implementation("no_such_package", "SAC"))
+    arguments = "--quick --algos sac pathwise_ac sbx_sac pathwise_ac_cuda_graph --repetitions 2 --steps 5 --output"
     assert bench.main([*arguments.split(), str(tmp_path)]) == 0
     report = json.loads((tmp_path / "bench.json").read_text())
-    assert [(row["algo"], row["env"]) for row in report["speed"]] == [("sac", "Pendulum-v1"), ("pathwise_ac", "Pendulum-v1")]
-    assert len(report["measurements"]) == 4 and report["speed"][0]["ratio"] == 1
-    scaling = [(row["variable"], row["value"]) for row in report["scaling"]]
-    assert scaling == [("batch_size", 8), ("batch_size", 16), ("n_envs", 2)]
-    assert 0 < report["speed"][1]["share_of_product_limit"]
+    assert [(row["algo"], row["work"]) for row in report["speed"]] == [("sac", "Pendulum-v1"), ("pathwise_ac", "Pendulum-v1")]
+    assert [row["engine"] for row in report["speed"]] == ["", "fused"]
+    assert report["speed"][0]["ratios"]["sac"] == [1, 1, 1] and len(report["speed"][1]["turns"]) == 2
+    scaling = [(row["variable"], row["value"], row["algo"]) for row in report["scaling"]]
+    assert scaling == [("batch_size", 8, "pathwise_ac"), ("batch_size", 16, "pathwise_ac"), ("n_envs", 2, "pathwise_ac")]
     assert (tmp_path / "bench.png").stat().st_size > 10_000
     output = capsys.readouterr().out
-    assert "left out: sbx_sac, as no_such_package is not installed" in output
+    assert "left out: sbx_sac: No module named 'no_such_package'" in output
+    assert "left out: pathwise_ac_cuda_graph: " in output and "the model is on cpu" in output
+    assert bench_measure.processor() == report["processor"] and report["processor"] in output
     assert f"{report['speed'][1]['steps_per_second']:.1f}" in output
+
+    assert bench.main(["--table", str(tmp_path / "bench.json")]) == 0
+    caption, _, heading, _, *lines = capsys.readouterr().out.splitlines()
+    assert report["processor"] in caption and "2 turns of 5 steps" in caption
+    assert heading == "| algorithm | engine | Pendulum-v1 | against its like | memory, Pendulum-v1 | policy |"
+    assert [line.split(" | ")[0] for line in lines] == ["| `sac`", "| `pathwise_ac`"]
+    low, median, high = report["speed"][1]["ratios"]["sac"]
+    assert f"| fused | {median:.2f} ({low:.2f}-{high:.2f}) |  | 1.10 |" in lines[1]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_all_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works: list[tuple[Any, ...]] = []
+
+    def measure(models: dict[str, Any], n_steps: int, repetitions: int, threads: int, device: str) -> Any:
+        first = models["pathwise_ac"]
+        works.append((type(first.env.observation_space).__name__, first.n_envs, first.gradient_steps, threads, list(models)))
+        turn = Measurement(1.0, 1.0, dict.fromkeys(bench_measure.PARTS, 1.0))
+        return {algo: [turn] for algo in models}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    arguments = "--algos sac pathwise_ac pathwise_ac_bfloat16 mixed_ac --envs Pendulum-v1 --no-scaling --output"
+    assert bench.main([*arguments.split(), str(tmp_path)]) == 0
+    core = ["sac", "pathwise_ac", "pathwise_ac_bfloat16"]
+    assert [work[1:] for work in works] == [
+        (1, 1, 1, [*core, "mixed_ac"]),
+        (8, -1, 1, core),
+        (1, 1, 2, core),
+        # No engine has images in bfloat16
+        (1, 1, 1, core[:2]),
+    ]
+    report = json.loads((tmp_path / "bench.json").read_text())
+    names = ["Pendulum-v1", "Pendulum-v1, n_envs 8", "Pendulum-v1, 2 threads", "images"]
+    assert list(dict.fromkeys(row["work"] for row in report["speed"])) == names
+    assert {work: list(memory) for work, memory in report["memory_mb"].items()} == {
+        "Pendulum-v1": [*core, "mixed_ac"],
+        "images": core[:2],
+    }
+    # The last of them has no turn with others' threads, nor an image
+    assert "| fused | 1.00 (1.00-1.00) |  |  |  |  | 1.10 |  |" in markdown(report).splitlines()[-1]
+
+
+def test_table_of_the_readme() -> None:
+    report = json.loads((ROOT / "examples" / "figures" / "bench" / "bench.json").read_text())
+    assert markdown(report) in (ROOT / "README.md").read_text()
 
 
 def test_memory_of_a_process() -> None:

@@ -7,6 +7,7 @@ The examples it links are in ``test_examples.py``.
 import ast
 import csv
 import inspect
+import logging
 import os
 import re
 import shlex
@@ -25,7 +26,7 @@ from stable_baselines3 import SAC
 import sb3_pathwise
 from sb3_pathwise.experiments.compare import comparison_of, make_parser
 from sb3_pathwise.zoo.cli import COMMANDS
-from sb3_pathwise.zoo.registry import ALGORITHMS
+from sb3_pathwise.zoo.registry import ALGORITHMS, CRITIC_OF
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,12 +51,12 @@ def test_quotations(path: str, lines: str) -> None:
 
 
 def test_the_line_that_differs_is_the_only_line() -> None:
-    quoted = {path: lines for path, lines in QUOTES if "actor_surrogate" in lines}
-    for cls in CLASSES[:2]:
-        # Nothing but the constructor and the quoted method
-        methods = [name for name, member in vars(cls).items() if inspect.isfunction(member)]
-        assert methods == ["__init__", "actor_surrogate"]
-        assert inspect.getsource(cls.actor_surrogate) == quoted[str(Path(inspect.getfile(cls)).relative_to(ROOT))]
+    quoted = [lines.strip() for path, lines in QUOTES if path == "sb3_pathwise/algorithms.py"]
+    for cls, line in zip(CLASSES[:2], quoted, strict=True):
+        # Besides what the route can use, which the base class declares
+        own = {name for name in vars(cls) if not name.startswith("_") and name not in ("supported_distributions", "route")}
+        assert own <= {"samples_gaussian_entropy"} and not any(map(inspect.isfunction, map(vars(cls).get, own)))
+        assert line == f"route = {cls.route.__name__}" and line in inspect.getsource(cls)
 
 
 def test_ten_lines() -> None:
@@ -81,6 +82,16 @@ def test_resume(tmp_path: Path) -> None:
         assert done.stdout.split() == [begin], done.stderr
 
 
+def test_which_engine(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(code for code in CODE if "choose_engine" in code)
+    model = sb3_pathwise.PathwiseAC("MlpPolicy", RandomEnv(BOX, BOX), policy_kwargs={"net_arch": [8]})
+    assert not caplog.messages
+    with caplog.at_level(logging.INFO, "sb3_pathwise.engines"):
+        exec(code, {"model": model, "my_hook": lambda *args: None})
+    assert f"# {capsys.readouterr().out.strip()}\n" in code
+    assert caplog.messages and code.endswith(f"{caplog.messages[-1]}\n")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_of_the_mean_vanishes(seed: int) -> None:
     th.manual_seed(seed)
@@ -95,13 +106,16 @@ def test_the_gradient_of_the_mean_vanishes(seed: int) -> None:
 def test_arguments() -> None:
     rows = {row["argument"].strip("`"): row["default"] for row in table("| argument | default | meaning |")}
     for cls in CLASSES:
-        ours = inspect.signature(cls).parameters.keys() - inspect.signature(SAC).parameters.keys()
+        parameters = inspect.signature(cls).parameters
+        ours = parameters.keys() - inspect.signature(SAC).parameters.keys()
         assert ours <= rows.keys()
         for name in ours:
             default, _, exception = rows[name].replace("`", "").partition("; ")
             if cls.__name__ in exception:
                 default = exception.split(" for ")[0]
-            assert inspect.signature(cls).parameters[name].default == ast.literal_eval(default)
+            # None stands for the route's own, and for none where it has no such argument
+            actual = cls.route_arguments().get(name, parameters[name].default)
+            assert actual == ast.literal_eval(default) or (name == "baseline" and actual is None)
 
 
 class RandomEnv(gym.Env):
@@ -146,7 +160,7 @@ def test_spaces(row: dict[str, str], cls: type[SAC]) -> None:
 
 
 def test_demo_results() -> None:
-    keys = {algorithm.__name__: key for key, algorithm in ALGORITHMS.items()}
+    keys = {algorithm.__name__: key for key, algorithm in ALGORITHMS.items() if key not in CRITIC_OF}
     with (ROOT / "examples" / "figures" / "demo" / "results.csv").open(newline="") as file:
         measured = {
             (row["algorithm"], row["seed"]): float(row["return_mean"]) for row in csv.DictReader(file) if row["step"] == "5000"
@@ -192,6 +206,14 @@ def test_commands_of_the_command_line() -> None:
     extras = set(re.findall(r"pip install '\.\[([\w,]+)\]'", README))
     known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert set(",".join(extras).split(",")) <= set(known)
+
+
+def test_keys_of_the_zoo() -> None:
+    shown = {row["key"].strip("`"): row for row in table("| key | algorithm |")}
+    assert shown.keys() == ALGORITHMS.keys()
+    for key, row in shown.items():
+        assert row["algorithm"] == f"`{ALGORITHMS[key].__name__}`"
+        assert row["critic"] == f'`"{CRITIC_OF.get(key, "twin")}"`'
 
 
 def test_links_and_commands() -> None:

@@ -32,6 +32,7 @@ from sb3_pathwise.experiments.statistics import (
     probability_of_improvement,
 )
 from sb3_pathwise.experiments.store import Store
+from sb3_pathwise.zoo.registry import ALGORITHMS
 
 STEPS = (0, 50, 100)
 ENV = "Pendulum-v1"
@@ -498,7 +499,7 @@ BLINDNESS = {
         [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
     ),
 }
-COMMON = ("pathwise_ac", "likelihood_ratio_ac", "measure_valued_ac", "mixed_ac", "sac", "tqc", "crossq", "td3")
+COMMON = (*ALGORITHMS, "sac", "tqc", "crossq", "td3")
 
 
 def cielab(colour: str, blindness: np.ndarray) -> np.ndarray:
@@ -523,6 +524,7 @@ def test_colours_can_be_told_apart(kind: str) -> None:
 
 
 def test_an_algorithm_looks_the_same_everywhere() -> None:
+    assert palette.COLOURS.keys() >= set(COMMON)
     alone, among = palette.styles(["tqc"]), palette.styles(["sac", "pathwise_ac", "tqc", "tqc:gamma=0.9", "tqc:gamma=0.8"])
     assert alone["tqc"].colour == among["tqc"].colour == palette.COLOURS["tqc"]
     assert palette.styles(["tqc:gamma=0.9"])["tqc:gamma=0.9"].colour == among["tqc:gamma=0.9"].colour

@@ -28,6 +28,7 @@ from sb3_pathwise.zoo import cli, registry
 # One worker of pytest-xdist trains for all of these tests
 pytestmark = pytest.mark.xdist_group("zoo")
 ROOT = Path(__file__).parents[1]
+TRAINED = ("pathwise_ac", "likelihood_ratio_ac", "pathwise_crossq")
 TINY = ["-params", "buffer_size:500", "batch_size:16", "learning_starts:50", "policy_kwargs:dict(net_arch=[16])"]
 
 
@@ -90,10 +91,10 @@ def train(algo: str, seed: int, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """A folder in which two algorithms have been trained with two seeds each."""
+    """A folder in which three algorithms have been trained with two seeds each."""
     folder = tmp_path_factory.mktemp("trained")
     evaluated = ["--eval-freq", "200", "--eval-episodes", "2"]
-    runs = [train(algo, seed, *evaluated) for algo in ("pathwise_ac", "likelihood_ratio_ac") for seed in (0, 1)]
+    runs = [train(algo, seed, *evaluated) for algo in TRAINED for seed in (0, 1)]
     output = finish(start(script_of(*runs), folder, wheel))
     assert f"Loading hyperparameters from: {wheel / 'sb3_pathwise' / 'zoo_configs' / 'pathwise_ac.yml'}" in output
     return folder
@@ -119,7 +120,8 @@ def test_train_uses_our_config(trained: Path) -> None:
 
 def test_enjoy_and_plots_and_video(trained: Path, wheel: Path) -> None:
     played = ["--algo", "pathwise_ac", "--env", "Pendulum-v1"]
-    compared = ["-a", "pathwise_ac", "likelihood_ratio_ac", "-e", "Pendulum-v1", "-f", "logs", "--no-million"]
+    crossq = ["--algo", "pathwise_crossq", "--env", "Pendulum-v1"]
+    compared = ["-a", *TRAINED, "-e", "Pendulum-v1", "-f", "logs", "--no-million"]
     commands = [
         ["enjoy", *played, "--no-render", "-n", "200"],
         ["enjoy", *played, "--no-render", "-n", "200", "--load-best", "--exp-id", "1"],
@@ -127,18 +129,25 @@ def test_enjoy_and_plots_and_video(trained: Path, wheel: Path) -> None:
         ["plot_from_file", "-i", "results", "--rliable", "--versus", "--iqm"],
         ["plot_train", "-a", "pathwise_ac", "-e", "Pendulum-v1", "-f", "logs", "-w", "1"],
         ["record_video", *played, "-n", "20"],
+        ["enjoy", *crossq, "--no-render", "-n", "200"],
+        ["record_video", *crossq, "-n", "20"],
     ]
     output = finish(start(script_of(*commands), trained, wheel))
     assert "Loading logs/pathwise_ac/Pendulum-v1_2/Pendulum-v1.zip" in output
     assert "Loading logs/pathwise_ac/Pendulum-v1_1/best_model.zip" in output
-    assert output.count("1 Episodes\nMean reward: -") == 2
-    assert "|Environments|" in output and "PATHWISE_AC" in output and "LIKELIHOOD_RATIO_AC" in output
+    assert output.count("1 Episodes\nMean reward: -") == 3
+    # all_plots shows keys in capitals
+    table = [line.strip("|").split("|") for line in output.splitlines() if line.startswith(("|Environments", "|Pendulum-v1"))]
+    assert [title.strip() for title in table[0][1:]] == [algo.upper() for algo in TRAINED]
+    # All returns are negative, and 0.0 where it has found no run
+    assert all(score.strip().startswith("-") for score in table[1][1:])
     # Without a display, figures are files: two learning curves, three of rliable, the sensitivity, the training
     for figure in ("all_plots_results_pendulum-v1", "plot_from_file_sensitivity_plot", "plot_train_training_episodic_reward"):
         assert (trained / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(trained.glob("plot_from_file_[0-9]*.png"))) == 4
-    (video,) = (trained / "logs" / "pathwise_ac" / "Pendulum-v1_2" / "videos").glob("*.mp4")
-    assert video.stat().st_size > 1000
+    for algo in ("pathwise_ac", "pathwise_crossq"):
+        (video,) = (trained / "logs" / algo / "Pendulum-v1_2" / "videos").glob("*.mp4")
+        assert video.stat().st_size > 1000
 
 
 def test_plot_of_one_run_says_what_it_needs(in_process: Path, capsys: pytest.CaptureFixture) -> None:
@@ -169,10 +178,9 @@ def open_storage(folder: Path, journal: bool) -> optuna.storages.BaseStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
 
 
-@pytest.mark.parametrize("journal", [True, False], ids=["journal", "rdb"])
-def test_optimize_then_enjoy_the_best(journal: bool, tmp_path: Path, wheel: Path) -> None:
+@pytest.mark.parametrize(("journal", "algo"), [(True, "likelihood_ratio_ac"), (False, "likelihood_ratio_crossq")])
+def test_optimize_then_enjoy_the_best(journal: bool, algo: str, tmp_path: Path, wheel: Path) -> None:
     """Two processes tune one study at a time; then a model is trained as in its first trial, number 0, and plays."""
-    algo = "likelihood_ratio_ac"
     optuna.create_study(study_name="s", storage=open_storage(tmp_path, journal), direction="maximize")
     study = ["--storage", "study.log" if journal else "sqlite:///study.db", "--study-name", "s"]
     tune = ["-optimize", "--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
@@ -191,8 +199,10 @@ def test_optimize_then_enjoy_the_best(journal: bool, tmp_path: Path, wheel: Path
     play = ["enjoy", "--algo", algo, "--env", "Pendulum-v1", "--no-render", "-n", "200"]
     assert "1 Episodes\nMean reward: -" in finish(start(script_of(again, play), tmp_path, wheel))
     config = dict(yaml.unsafe_load((tmp_path / "logs" / algo / "Pendulum-v1_1" / "Pendulum-v1" / "config.yml").read_text()))
-    for name in ("n_action_samples", "baseline", "policy_delay", "tau"):
+    for name in ("n_action_samples", "baseline", "policy_delay", *(() if algo in registry.CRITIC_OF else ("tau",))):
         assert config[name] == trials[0].params[name]
+    model = LikelihoodRatioAC.load(tmp_path / "logs" / algo / "Pendulum-v1_1" / "Pendulum-v1.zip")
+    assert model.policy.critic_name == registry.CRITIC_OF.get(algo, "twin")
 
 
 FAKE_HUB = """
@@ -365,10 +375,34 @@ def test_search_space(algo: str, in_process: Path) -> None:
         trial = study.ask()
         hyperparams = HYPERPARAMS_SAMPLER[algo](trial, 1, 1, additional_args)
         assert HYPERPARAMS_CONVERTER[algo](trial.params) == hyperparams
-        registry.ALGORITHMS[algo]("MlpPolicy", "Pendulum-v1", buffer_size=10, **hyperparams)
-        sampled.append(hyperparams)
-    for name in registry.ALGORITHMS[algo].route_arguments():
-        assert len({hyperparams[name] for hyperparams in sampled}) > 1
+        model = registry.ALGORITHMS[algo]("MlpPolicy", "Pendulum-v1", buffer_size=10, **hyperparams)
+        assert model.policy.critic_name == registry.CRITIC_OF.get(algo, "twin")
+        sampled.append(hyperparams | hyperparams["policy_kwargs"])
+    critics_own = {"quantile": ("n_quantiles", "top_quantiles_to_drop_per_net"), "batch_renorm": ("optimizer_kwargs",)}
+    for name in (*registry.ALGORITHMS[algo].route_arguments(), *critics_own.get(registry.CRITIC_OF.get(algo, ""), ())):
+        assert len({str(hyperparams[name]) for hyperparams in sampled}) > 1
+
+
+@pytest.mark.parametrize("algo", registry.CRITIC_OF)
+def test_policy_kwargs_leave_a_key_its_critic(algo: str, in_process: Path, capsys: pytest.CaptureFixture) -> None:
+    command = train(algo, 0, "--eval-freq", "-1")
+    assert "policy_kwargs:dict(net_arch=[16])" in command
+    assert cli.main(command) == 0
+    model = registry.ALGORITHMS[algo].load(f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip")
+    assert (model.policy.critic_name, model.policy.net_arch) == (registry.CRITIC_OF[algo], [16])
+    assert model._n_updates > 0
+    capsys.readouterr()
+    assert cli.main(["train", "--algo", algo, "--env", "Pendulum-v1", "-params", "policy_kwargs:dict(critic='twin')"]) == 1
+    error = capsys.readouterr().err
+    assert f"{algo} has critic={registry.CRITIC_OF[algo]!r}, not 'twin'" in error and error.count("\n") == 1
+
+
+def test_other_keys_take_any_critic(in_process: Path) -> None:
+    for algo in registry.ALGORITHMS.keys() - registry.CRITIC_OF.keys():
+        assert registry.with_critic(algo, {}) == {}
+        hyperparams = {"policy_kwargs": {"critic": "quantile"}}
+        assert registry.with_critic(algo, hyperparams) == hyperparams
+    assert registry.with_critic("sac", {}) == {}
 
 
 def test_players_need_no_replay_buffer(in_process: Path) -> None:
@@ -390,6 +424,8 @@ def test_players_need_no_replay_buffer(in_process: Path) -> None:
 
 def test_config_path() -> None:
     for algo in registry.ALGORITHMS:
+        # all_plots looks for the folder of the key in lower case
+        assert algo == algo.lower()
         assert registry.config_path(algo) == ROOT / "zoo_configs" / f"{algo}.yml"
     with pytest.raises(KeyError, match="pathwise_ac"):
         registry.config_path("sac")

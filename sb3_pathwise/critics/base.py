@@ -14,6 +14,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, ReplayBufferSamples
 from stable_baselines3.sac.policies import Actor, SACPolicy
+from torch.nn.modules.module import _has_any_global_hook
 
 if TYPE_CHECKING:
     from sb3_pathwise.learner import ActorCritic
@@ -114,7 +115,8 @@ def action_value(
     :return: maps actions (n, B, d) to values (n, B), differentiable in the actions
     """
     is_stock = getattr(critic.forward, "__func__", None) is stock.forward  # type: ignore[attr-defined]
-    whole = not is_stock or critic._forward_hooks or critic._forward_pre_hooks or critic._backward_hooks
+    hooks = (critic._forward_hooks, critic._forward_pre_hooks, critic._backward_hooks, critic._backward_pre_hooks)
+    whole = not is_stock or any(hooks) or _has_any_global_hook()
     features: list[th.Tensor] = []
     networks: list[Any] = []
 

@@ -27,6 +27,7 @@ from sb3_pathwise.engines.kernels.linear import Workspace
 from sb3_pathwise.engines.kernels.quantile import QuantileKernel
 from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, clamp, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
+from sb3_pathwise.guards.own_arguments import reached
 from sb3_pathwise.guards.undisturbed import undisturbed
 from sb3_pathwise.objective import current_ent_coef, surrogate_of_objective
 from sb3_pathwise.update import Metrics
@@ -287,14 +288,6 @@ def _reason_not_route(model: "ActorCritic") -> str | None:
         x, actions, log_prob, std = SquashedGaussianDraw.apply(*leaves, th.zeros(2, d), SACTanh().epsilon)
         draw = PolicyDraw(PolicyDistribution(diagonal_gaussian(leaves[0], std), SACTanh()), x, actions, log_prob)
         surrogate = surrogate_of_objective(model.actor_surrogate, draw, lambda actions: actions.sum(dim=-1), 1.0)
-    nodes = [surrogate.grad_fn]
-    seen = set(nodes)
-    for node in nodes:
-        if node is not None:
-            variable = getattr(node, "variable", None)
-            if variable is not None and not any(variable is leaf for leaf in leaves):
-                return f"its route, {name}, reaches parameters beside those of the distribution, or second derivatives"
-            new = {parent for parent, _ in node.next_functions} - seen
-            seen |= new
-            nodes += new
+    if reached(surrogate) - set(map(id, leaves)):
+        return f"its route, {name}, reaches parameters beside those of the distribution, or second derivatives"
     return None

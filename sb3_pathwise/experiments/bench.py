@@ -6,13 +6,9 @@ Only time and memory are measured. Who learns better is for ``compare.py``.
 """
 
 import argparse
-import importlib
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +18,21 @@ from rich.console import Console
 
 from sb3_pathwise import __version__
 from sb3_pathwise.experiments.bench_measure import (
+    CORE,
     IMAGES,
     IMPLEMENTATIONS,
+    SCALING,
+    Work,
+    describe,
     make_model,
     measure,
     measure_memory,
-    measure_scaling,
-    product_operations,
-    product_rate,
+    processor,
     summarize,
     train_and_print_memory,
 )
-from sb3_pathwise.experiments.bench_report import draw, print_tables
+from sb3_pathwise.experiments.bench_report import draw, markdown, print_tables
 
-# These have no policy for images
-NOT_FOR_IMAGES = ("crossq", "sbx_sac")
 EXIT_BAD_INPUT = 2
 
 
@@ -46,56 +42,56 @@ def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str,
     :param notify: told, in a line, what is measured or cannot be
     :return: everything measured, as it is written to JSON
     """
-    algos = []
-    for algo in options.algos:
-        try:
-            importlib.import_module(IMPLEMENTATIONS[algo].module)
-            algos.append(algo)
-        except ModuleNotFoundError as error:
-            notify(f"left out: {algo}, as {error.name} is not installed")
-    measurements, operations = [], {}
-    for threads in options.threads:
-        for env_id in options.envs:
-            notify(f"speed: {env_id}, threads: {threads}")
-            models = {algo: make_model(algo, env_id, device=options.device) for algo in algos}
-            measurements += measure(models, env_id, threads, options.steps, options.repetitions)
-            for algo in ("sac", "pathwise_ac", "pathwise_ac_bfloat16"):
-                if algo in models:
-                    operations[env_id, algo] = product_operations(models[algo], models[algo].batch_size)
-    rates = {
-        threads: {
-            name: product_rate(dtype, threads, device=options.device)
-            for name, dtype in (("float32", th.float32), ("bfloat16", th.bfloat16))
-        }
-        for threads in options.threads
-    }
-    speed = summarize(measurements)
-    for row in speed:
-        if (row["env"], row["algo"]) in operations:
-            rate = rates[row["threads"]]["bfloat16" if row["algo"].endswith("bfloat16") else "float32"]
-            row["share_of_product_limit"] = 1e3 * operations[row["env"], row["algo"]] / rate / row["update_ms"]
-    memory: dict[str, dict[str, float]] = {}
-    for env_id in [] if options.no_memory else [*options.envs, IMAGES]:
-        notify(f"memory: {env_id}")
-        measured = [algo for algo in algos if not (env_id == IMAGES and algo in NOT_FOR_IMAGES)]
-        memory[env_id] = {algo: measure_memory(algo, env_id) for algo in measured}
-    scaling = []
-    if not options.no_scaling:
-        notify(f"scaling: {options.envs[0]}")
-        scaling = measure_scaling(options.envs[0], algos, options.steps, options.quick, options.device)
-    return {
+    first, threads = options.envs[0], options.threads[0]
+    works = [Work(env_id, options.algos, threads) for env_id in options.envs]
+    if not options.quick:
+        works += [Work(first, CORE, threads, "n_envs", 8), *(Work(first, CORE, more) for more in options.threads[1:])]
+        works.append(Work(IMAGES, CORE, threads))
+    report: dict[str, Any] = {
         "version": __version__,
         "torch": th.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {th.backends.cpu.get_cpu_capability()}",
+        "processor": processor(),
         "device": options.device,
         "repetitions": options.repetitions,
         "steps": options.steps,
-        "products_per_second": rates,
-        "speed": speed,
-        "memory_mb": memory,
-        "scaling": scaling,
-        "measurements": [asdict(measurement) for measurement in measurements],
+        "speed": [row for work in works for row in measure_work(work, options, options.repetitions, notify)],
+        "memory_mb": {},
+        "scaling": [],
     }
+    for env_id in [] if options.no_memory else [first] if options.quick else [first, IMAGES]:
+        notify(f"memory: {env_id}")
+        algos = [row["algo"] for row in report["speed"] if row["work"] == Work(env_id, CORE, threads).name]
+        report["memory_mb"][env_id] = {a: measure_memory(a, env_id) for a in algos if a in CORE[:3] or not options.quick}
+    for variable, (varied, values) in {} if options.no_scaling else SCALING.items():
+        for value in values[:2] if options.quick else values:
+            work = Work(first, varied, threads, variable, value)
+            report["scaling"] += measure_work(work, options, min(options.repetitions, 5), notify)
+    return report
+
+
+def measure_work(
+    work: Work, options: argparse.Namespace, repetitions: int, notify: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """
+    :param work: what to measure
+    :param options: of the command
+    :param repetitions: turns of every algorithm
+    :param notify: told, in a line, what is measured, and which algorithms cannot be
+    :return: a row for each of the other algorithms
+    """
+    notify(f"speed: {work.name}")
+    models, changed = {}, {work.variable: work.value} if work.variable else {}
+    for algo in work.algos:
+        try:
+            if algo in options.algos:
+                models[algo] = make_model(algo, work.env, device=options.device, **changed)
+        except (ModuleNotFoundError, ValueError) as error:
+            notify(f"left out: {algo}: {error}")
+    # An update with images takes as long as many others
+    share = 10 if work.env == IMAGES else work.value if work.variable == "gradient_steps" else 1
+    rows = summarize(measure(models, max(options.steps // share, 2), repetitions, work.threads, options.device))
+    about = {"work": work.name, "variable": work.variable, "value": work.value}
+    return [about | rows[algo] | describe(model) for algo, model in models.items()]
 
 
 def positive(text: str) -> int:
@@ -118,13 +114,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--algos", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS), metavar="ALGO")
     parser.add_argument("--envs", nargs="+", metavar="ENV", help="default: HalfCheetah-v5 Pendulum-v1")
     parser.add_argument("--threads", nargs="+", type=positive, metavar="N", help="torch's threads (default: 1 2)")
-    parser.add_argument("--repetitions", type=positive, metavar="N", help="turns of every algorithm (default: 10)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="steps of the environment per turn (default: 100)")
+    parser.add_argument("--repetitions", type=positive, metavar="N", help="turns of every algorithm (default: 15)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="steps of the environment per turn (default: 30)")
     parser.add_argument("--device", default="cpu", help="torch's, such as cuda (memory is always that of the CPU)")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for every algorithm")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how cost grows")
     parser.add_argument("--quick", action="store_true", help="Pendulum-v1, 1 thread, 3 turns of 30 steps: minutes become one")
     parser.add_argument("--output", type=Path, default=Path("bench"), metavar="FOLDER", help="default: bench")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="measure nothing, print this report as README has it")
     parser.add_argument("--memory-of", nargs=2, metavar=("ALGO", "ENV"), help=argparse.SUPPRESS)
     return parser
 
@@ -138,11 +135,14 @@ def main(argv: list[str] | None = None) -> int:
     if options.memory_of:
         train_and_print_memory(*options.memory_of)
         return 0
+    if options.table:
+        print(markdown(json.loads(options.table.read_text())))
+        return 0
     quick = options.quick
     options.envs = options.envs or (["Pendulum-v1"] if quick else ["HalfCheetah-v5", "Pendulum-v1"])
     options.threads = options.threads or ([1] if quick else [1, 2])
-    options.repetitions = options.repetitions or (3 if quick else 10)
-    options.steps = options.steps or (30 if quick else 100)
+    options.repetitions = options.repetitions or (3 if quick else 15)
+    options.steps = options.steps or (12 if quick else 30)
     console = Console()
     for env_id in options.envs:
         try:

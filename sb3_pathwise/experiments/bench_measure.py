@@ -7,16 +7,19 @@ prints, except in the process whose memory is measured.
 
 import importlib
 import os
+import pathlib
+import pickle
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -25,58 +28,93 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from torch import nn
+
+from sb3_pathwise.engines import ENGINES, choose_engine
+from sb3_pathwise.engines.kernels.linear import uses_onednn
+from sb3_pathwise.learner import ActorCritic
 
 REFERENCE = "sac"
-PARTS = ("acting", "env", "sampling", "critic", "actor", "rest")
+PARTS = ("acting", "env", "sampling", "update", "rest")
 IMAGES = "images"
 
 
 class Implementation(NamedTuple):
-    """An algorithm to measure: where its class is, and arguments that differ from its defaults."""
+    """An algorithm to measure: where its class is, arguments that differ from its defaults, and its like beside SAC."""
 
     module: str
     name: str
-    kwargs: dict[str, Any]
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+    peer: str = ""
 
 
+def _crossq(name: str, peer: str, width: int = 256) -> Implementation:
+    policy_kwargs = {
+        "critic": "batch_renorm",
+        "net_arch": {"pi": [256, 256], "qf": [width, width]},
+        "optimizer_kwargs": {"betas": (0.5, 0.999)},
+    }
+    kwargs = {"learning_rate": 1e-3, "policy_delay": 3, "ent_coef": "auto_0.1", "policy_kwargs": policy_kwargs}
+    return Implementation("sb3_pathwise", name, kwargs, peer)
+
+
+_NARROW = {"policy_kwargs": {"net_arch": {"pi": [256, 256], "qf": [256, 256]}}}
+_QUANTILE = {"policy_kwargs": {"critic": "quantile"}}
 IMPLEMENTATIONS = {
-    "sac": Implementation("stable_baselines3", "SAC", {}),
-    "td3": Implementation("stable_baselines3", "TD3", {}),
-    "tqc": Implementation("sb3_contrib", "TQC", {}),
-    "crossq": Implementation("sb3_contrib", "CrossQ", {}),
-    "sbx_sac": Implementation("sbx", "SAC", {}),
-    "pathwise_ac": Implementation("sb3_pathwise", "PathwiseAC", {}),
+    "sac": Implementation("stable_baselines3", "SAC"),
+    "td3": Implementation("stable_baselines3", "TD3"),
+    "tqc": Implementation("sb3_contrib", "TQC"),
+    "crossq": Implementation("sb3_contrib", "CrossQ"),
+    "crossq_256": Implementation("sb3_contrib", "CrossQ", _NARROW),
+    "sbx_sac": Implementation("sbx", "SAC"),
+    "pathwise_ac": Implementation("sb3_pathwise", "PathwiseAC", peer="sbx_sac"),
+    "pathwise_ac_eager": Implementation("sb3_pathwise", "PathwiseAC", {"engine": "eager"}),
+    "pathwise_ac_cuda_graph": Implementation("sb3_pathwise", "PathwiseAC", {"engine": "cuda_graph"}),
     "pathwise_ac_bfloat16": Implementation("sb3_pathwise", "PathwiseAC", {"precision": "bfloat16"}),
-    "likelihood_ratio_ac": Implementation("sb3_pathwise", "LikelihoodRatioAC", {}),
-    "measure_valued_ac": Implementation("sb3_pathwise", "MeasureValuedAC", {}),
-    "mixed_ac": Implementation("sb3_pathwise", "MixedAC", {}),
+    "likelihood_ratio_ac": Implementation("sb3_pathwise", "LikelihoodRatioAC"),
+    "measure_valued_ac": Implementation("sb3_pathwise", "MeasureValuedAC"),
+    "mixed_ac": Implementation("sb3_pathwise", "MixedAC"),
+    "pathwise_tqc": Implementation("sb3_pathwise", "PathwiseAC", _QUANTILE, "tqc"),
+    "likelihood_ratio_tqc": Implementation("sb3_pathwise", "LikelihoodRatioAC", _QUANTILE, "tqc"),
+    "pathwise_crossq": _crossq("PathwiseAC", "crossq_256"),
+    "likelihood_ratio_crossq": _crossq("LikelihoodRatioAC", "pathwise_crossq"),
+    "pathwise_crossq_1024": _crossq("PathwiseAC", "crossq", 1024),
 }
+# Measured in other work than the first too
+CORE = ("sac", "sbx_sac", "pathwise_ac", "pathwise_ac_eager", "pathwise_ac_bfloat16", "likelihood_ratio_ac")
 # What is varied, one thing at a time, and for which algorithms
 SCALING: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "n_action_samples": (("pathwise_ac", "likelihood_ratio_ac", "mixed_ac"), (4, 8, 16, 32)),
-    "batch_size": (("sac", "pathwise_ac", "likelihood_ratio_ac"), (64, 256, 1024)),
-    "width": (("sac", "pathwise_ac", "likelihood_ratio_ac"), (64, 256, 512)),
-    "n_envs": (("sac", "pathwise_ac", "likelihood_ratio_ac"), (1, 4, 8)),
-    "gradient_steps": (("sac", "pathwise_ac", "likelihood_ratio_ac"), (1, 4, 16)),
+    **dict.fromkeys(("batch_size", "width"), (("sac", "pathwise_ac", "likelihood_ratio_ac"), (64, 256, 512))),
+    **dict.fromkeys(("n_envs", "gradient_steps"), (("sac", "pathwise_ac", "likelihood_ratio_ac"), (1, 4, 16))),
 }
+
+
+class Work(NamedTuple):
+    """What algorithms are to do: in which environment, with how many of torch's threads, and with what changed."""
+
+    env: str
+    algos: Sequence[str]
+    threads: int = 1
+    variable: str = ""
+    value: int = 0
+
+    @property
+    def name(self) -> str:
+        threads = f", {self.threads} threads" if self.threads > 1 else ""
+        return self.env + threads + (f", {self.variable} {self.value}" if self.variable else "")
 
 
 @dataclass
 class Measurement:
-    """What one algorithm took in one repetition."""
+    """What one algorithm took in one turn; the split is in milliseconds per step of the environment, by part."""
 
-    algo: str
-    env: str
-    threads: int
     steps_per_second: float
     update_ms: float
-    # Milliseconds per step of the environment, by part
-    split: dict[str, float] = field(default_factory=dict)
+    split: dict[str, float]
 
 
 class RandomImages(gym.Env):
-    """Images of noise, 84 x 84, that cost nothing to make: memory is what is measured with them."""
+    """Images of noise, 84 x 84, that cost nothing to make."""
 
     observation_space = spaces.Box(0, 255, (84, 84, 1), np.uint8)
     action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -96,67 +134,81 @@ def make_model(algo: str, env_id: str, n_envs: int = 1, width: int | None = None
     """
     :param algo: key of ``IMPLEMENTATIONS``
     :param env_id: an environment, or "images"
-    :param n_envs: number of environments
+    :param n_envs: number of environments; if several, there is an update for each transition
     :param width: of both hidden layers, if not the algorithm's default
     :param kwargs: arguments of the algorithm
     :return: the model, on the CPU unless ``kwargs`` say otherwise, its first 100 steps without learning
     :raises ModuleNotFoundError: if the package of the algorithm is not installed
+    :raises ValueError: if the algorithm has no policy for images, or no engine can run it
     """
     implementation = IMPLEMENTATIONS[algo]
     cls = getattr(importlib.import_module(implementation.module), implementation.name)
     policy, env = ("CnnPolicy", RandomImages) if env_id == IMAGES else ("MlpPolicy", env_id)
+    defaults: dict[str, Any] = {"learning_starts": 100, "buffer_size": 1_000, "seed": 0, "device": "cpu"}
+    defaults["gradient_steps"] = 1 if n_envs == 1 else -1
     if width is not None:
-        kwargs["policy_kwargs"] = {"net_arch": [width, width]}
-    defaults = {"learning_starts": 100, "buffer_size": 10_000, "seed": 0, "device": "cpu"}
-    return cls(policy, make_vec_env(env, n_envs), **defaults | implementation.kwargs | kwargs)
+        kwargs["policy_kwargs"] = implementation.kwargs.get("policy_kwargs", {}) | {"net_arch": [width, width]}
+    return cls(policy, make_vec_env(env, n_envs), **defaults | {**implementation.kwargs} | kwargs)
+
+
+def describe(model: OffPolicyAlgorithm) -> dict[str, Any]:
+    """
+    :param model: any model
+    :return: the engine that runs it, if it is one of ours; megabytes of its pickled policy, if that is one of torch's
+    """
+    names = {engine: name for name, engine in ENGINES.items()}
+    return {
+        "engine": names[type(choose_engine(model))] if isinstance(model, ActorCritic) else "",
+        "policy_mb": len(pickle.dumps(model.policy)) / 2**20 if any(True for _ in model.policy.parameters()) else None,
+    }
+
+
+def processor() -> str:
+    """:return: the CPU's name, and the library of the fused engine's products"""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    library = "oneDNN" if uses_onednn(th.float32) else "MKL" if th.backends.mkl.is_available() else "PyTorch's BLAS"
+    return f"{name or platform.machine()}, products by {library}"
+
+
+def clock_for(threads: int, device: str = "cpu") -> Callable[[], float]:
+    """
+    :param threads: torch's threads
+    :param device: torch's device
+    :return: a clock, in seconds: of the process's CPU time where it does all the work on one core, whatever else the machine
+        does meanwhile; else of the time that passes
+    """
+    return time.process_time if threads == 1 and device == "cpu" else time.perf_counter
 
 
 class Stopwatch:
     """
-    Where the time of a model goes: it wraps what the model calls, whoever wrote it.
-
-    Between sampling and the step of the critics' optimizer is the critics' part, from there to the step of the actor's
-    optimizer the actor's; an algorithm in another order, or without these optimizers, has everything in "rest".
+    Where the time of a model goes: it wraps what the model calls, whoever wrote it, and nothing that an engine looks at.
 
     :param model: the model
+    :param clock: in seconds
     """
 
-    def __init__(self, model: OffPolicyAlgorithm) -> None:
+    def __init__(self, model: OffPolicyAlgorithm, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.seconds: dict[str, float] = defaultdict(float)
-        self.mark = 0.0
         assert model.env is not None and model.replay_buffer is not None
         self._wrap(model, "_sample_action", "acting")
         self._wrap(model.env, "step", "env")
-        self._wrap(model, "train", "train")
         self._wrap(model.replay_buffer, "sample", "sampling")
-        for part in ("critic", "actor"):
-            optimizer = getattr(getattr(model, part, None), "optimizer", None)
-            if optimizer is not None:
-                self._wrap_end(optimizer, part)
+        self._wrap(model, "train", "train")
 
     def _wrap(self, owner: Any, name: str, part: str) -> None:
         function = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = self.clock()
             result = function(*args, **kwargs)
-            self.mark = time.perf_counter()
-            self.seconds[part] += self.mark - start
+            self.seconds[part] += self.clock() - start
             return result
 
         setattr(owner, name, timed)
-
-    def _wrap_end(self, optimizer: Any, part: str) -> None:
-        step = optimizer.step
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            now = time.perf_counter()
-            self.seconds[part] += now - self.mark
-            self.mark = now
-            return result
-
-        optimizer.step = timed
 
     def split(self, total: float, n_steps: int) -> dict[str, float]:
         """
@@ -164,7 +216,8 @@ class Stopwatch:
         :param n_steps: steps of the environment
         :return: milliseconds per step, by part
         """
-        parts = {part: self.seconds[part] for part in PARTS[:-1]}
+        parts = {part: self.seconds[part] for part in PARTS[:3]}
+        parts["update"] = self.seconds["train"] - self.seconds["sampling"]
         parts["rest"] = total - sum(parts.values())
         return {part: 1e3 * seconds / n_steps for part, seconds in parts.items()}
 
@@ -181,85 +234,52 @@ def torch_threads(n_threads: int) -> Iterator[None]:
 
 
 def measure(
-    models: dict[str, OffPolicyAlgorithm], env_id: str, threads: int, n_steps: int, repetitions: int
-) -> list[Measurement]:
+    models: dict[str, OffPolicyAlgorithm], n_steps: int, repetitions: int, threads: int = 1, device: str = "cpu"
+) -> dict[str, list[Measurement]]:
     """
     :param models: models by their names, to be measured in turn
-    :param env_id: their environment
+    :param n_steps: steps of the environment in each turn, and in one before that is not measured
+    :param repetitions: how many turns each model has
     :param threads: torch's threads
-    :param n_steps: steps of the environment in each repetition
-    :param repetitions: how often each model has its turn
-    :return: one measurement for each repetition and model
+    :param device: where the models are
+    :return: each model's measurements, one for each turn
     """
-    measurements = []
+    turns: dict[str, list[Measurement]] = {algo: [] for algo in models}
+    clock = clock_for(threads, device)
     with torch_threads(threads):
         for model in models.values():
-            model.learn(model.learning_starts + 10 * model.n_envs)
-        watches = {algo: Stopwatch(model) for algo, model in models.items()}
+            model.learn(model.learning_starts + n_steps)
+        watches = [Stopwatch(model, clock) for model in models.values()]
         for _ in range(repetitions):
-            for algo, model in models.items():
-                watch = watches[algo]
+            for (algo, model), watch in zip(models.items(), watches, strict=True):
                 watch.seconds.clear()
                 n_updates, n_before = model._n_updates, model.num_timesteps
-                start = time.perf_counter()
+                start = clock()
                 model.learn(n_steps, reset_num_timesteps=False)
-                total = time.perf_counter() - start
+                total = clock() - start
                 taken = model.num_timesteps - n_before
-                measurements.append(
-                    Measurement(
-                        algo,
-                        env_id,
-                        threads,
-                        steps_per_second=taken / total,
-                        update_ms=1e3 * watch.seconds["train"] / max(model._n_updates - n_updates, 1),
-                        split=watch.split(total, taken),
-                    )
-                )
-    return measurements
+                update_ms = 1e3 * watch.seconds["train"] / max(model._n_updates - n_updates, 1)
+                turns[algo].append(Measurement(taken / total, update_ms, watch.split(total, taken)))
+    return turns
 
 
-def product_rate(dtype: th.dtype = th.float32, threads: int = 1, size: int = 256, device: str = "cpu") -> float:
+def summarize(turns: dict[str, list[Measurement]]) -> dict[str, dict[str, Any]]:
     """
-    :param dtype: of the matrices
-    :param threads: torch's threads
-    :param device: where they are
-    :param size: rows and columns
-    :return: multiplications and additions per second in products of square matrices, the median of several trials
+    :param turns: each algorithm's measurements
+    :return: for each algorithm medians; the quartiles of the ratios of its steps per second to those of SAC and of its like,
+        if they were measured, in the same turn; and all measurements
     """
-    with torch_threads(threads), th.no_grad():
-        left, right, out = (th.rand(size, size).to(device, dtype) for _ in range(3))
-        trials = []
-        for _ in range(7):
-            start = time.perf_counter()
-            for _ in range(50):
-                th.mm(left, right, out=out)
-            # Waits for the device
-            out[0, 0].item()
-            trials.append(50 * 2 * size**3 / (time.perf_counter() - start))
-    return statistics.median(trials)
-
-
-def product_operations(model: OffPolicyAlgorithm, batch_size: int) -> int:
-    """
-    Multiplications and additions that the matrix products of one update of SAC need, with one action per state: forward, the
-    actor for this state and the next, target critics, critics twice; backward, critics (weights; inputs but the first), the
-    critics' inputs for the actor, and the actor.
-
-    :param model: SAC, or an algorithm with its networks
-    :param batch_size: states per update
-    :return: their number
-    """
-
-    def forward(network: nn.Module) -> tuple[int, int]:
-        sizes = [layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Linear)]
-        return 2 * batch_size * sum(sizes), 2 * batch_size * sizes[0]
-
-    actor, actor_first = forward(model.policy.actor)  # type: ignore[arg-type]
-    total = 4 * actor - actor_first
-    for q_net in model.policy.critic.q_networks:  # type: ignore[union-attr]
-        critic, critic_first = forward(q_net)
-        total += 6 * critic - critic_first
-    return total
+    rows = {}
+    for algo, mine in turns.items():
+        row: dict[str, Any] = {"algo": algo, "ratios": {}}
+        row["steps_per_second"] = statistics.median(measurement.steps_per_second for measurement in mine)
+        row["update_ms"] = statistics.median(measurement.update_ms for measurement in mine)
+        row["split"] = {part: statistics.median(measurement.split[part] for measurement in mine) for part in PARTS}
+        for other in filter(turns.__contains__, (REFERENCE, IMPLEMENTATIONS[algo].peer)):
+            ratios = [a.steps_per_second / b.steps_per_second for a, b in zip(mine, turns[other], strict=True)]
+            row["ratios"][other] = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+        rows[algo] = row | {"turns": [asdict(measurement) for measurement in mine]}
+    return rows
 
 
 def measure_memory(algo: str, env_id: str) -> float:
@@ -281,8 +301,8 @@ def train_and_print_memory(algo: str, env_id: str) -> None:
     :param algo: key of ``IMPLEMENTATIONS``
     :param env_id: an environment, or "images"
     """
-    make_model(algo, env_id, buffer_size=1_000).learn(130)
-    status = Path("/proc/self/status")
+    make_model(algo, env_id).learn(130)
+    status = pathlib.Path("/proc/self/status")
     if status.exists():
         # getrusage() would count what the process was before it became this one: a copy of a larger one
         (kilobytes,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -290,61 +310,3 @@ def train_and_print_memory(algo: str, env_id: str) -> None:
     else:
         # macOS counts in bytes
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-
-
-def measure_scaling(env_id: str, algos: Iterable[str], n_updates: int, quick: bool, device: str) -> list[dict[str, Any]]:
-    """
-    :param env_id: the environment
-    :param algos: which of the algorithms to measure
-    :param n_updates: updates in each of three repetitions
-    :param quick: two values of each variable only
-    :param device: where the models are
-    :return: a row for each variable, value and algorithm, with the milliseconds of an update, and of a step of all
-        environments with what it learns from them
-    """
-    rows = []
-    for variable, (varied, values) in SCALING.items():
-        for value in values[:2] if quick else values:
-            models = {}
-            for algo in varied:
-                if algo in algos:
-                    kwargs: dict[str, Any] = {"gradient_steps": -1} if variable == "n_envs" else {}
-                    models[algo] = make_model(algo, env_id, device=device, **kwargs | {variable: value})
-            n_steps = max(n_updates // value, 2) if variable == "gradient_steps" else n_updates
-            results = measure(models, env_id, 1, n_steps, repetitions=3)
-            for algo, model in models.items():
-                mine = [result for result in results if result.algo == algo]
-                rows.append(
-                    {
-                        "variable": variable,
-                        "value": value,
-                        "algo": algo,
-                        "update_ms": statistics.median(result.update_ms for result in mine),
-                        "step_ms": statistics.median(1e3 * model.n_envs / result.steps_per_second for result in mine),
-                    }
-                )
-    return rows
-
-
-def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
-    """
-    :param measurements: of all repetitions
-    :return: one row for each environment, number of threads and algorithm: medians, and the ratio of its steps per second to
-        SAC's in the same repetition with its quartiles (absent without SAC)
-    """
-    groups: dict[tuple[str, int, str], list[Measurement]] = defaultdict(list)
-    for measurement in measurements:
-        groups[measurement.env, measurement.threads, measurement.algo].append(measurement)
-    rows = []
-    for (env_id, threads, algo), group in groups.items():
-        row: dict[str, Any] = {"env": env_id, "threads": threads, "algo": algo}
-        for name in ("steps_per_second", "update_ms"):
-            row[name] = statistics.median(getattr(measurement, name) for measurement in group)
-        row["split"] = {part: statistics.median(measurement.split[part] for measurement in group) for part in PARTS}
-        reference = groups.get((env_id, threads, REFERENCE))
-        if reference:
-            ratios = [ours.steps_per_second / sac.steps_per_second for ours, sac in zip(group, reference, strict=True)]
-            row["ratio"] = statistics.median(ratios)
-            row["ratio_quartiles"] = np.quantile(ratios, [0.25, 0.75]).tolist()
-        rows.append(row)
-    return rows

@@ -11,11 +11,58 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sb3_pathwise.experiments.bench_measure import IMAGES, IMPLEMENTATIONS, PARTS, REFERENCE
+from sb3_pathwise.experiments.bench_measure import IMPLEMENTATIONS, PARTS, REFERENCE
 from sb3_pathwise.experiments.palette import MARKERS, colour
 
 # Okabe and Ito's
-PART_COLOURS = ("#56B4E9", "#F0E442", "#009E73", "#0072B2", "#D55E00", "#999999")
+PART_COLOURS = ("#56B4E9", "#F0E442", "#009E73", "#0072B2", "#999999")
+
+
+def caption(report: dict[str, Any]) -> str:
+    """
+    :param report: what ``run`` returned
+    :return: on what it was measured, and how
+    """
+    machine = report["processor"] + (f"; on {report['device']}" if report["device"] != "cpu" else "")
+    return f"{machine}; PyTorch {report['torch']}; {report['repetitions']} turns of {report['steps']} steps"
+
+
+def overview(report: dict[str, Any]) -> list[list[str]]:
+    """
+    :param report: what ``run`` returned
+    :return: the lines of one table of all ratios, its heading first
+    """
+    works = list(dict.fromkeys(row["work"] for row in report["speed"]))
+    memory = report["memory_mb"]
+    lines = [["algorithm", "engine", *works, "against its like", *(f"memory, {work}" for work in memory), "policy"]]
+    rows = {(row["work"], row["algo"]): row for row in report["speed"]}
+    for algo in dict.fromkeys(row["algo"] for row in report["speed"]):
+        mine = {work: rows[work, algo] for work in works if (work, algo) in rows}
+        first, reference = next(iter(mine.values())), rows.get((next(iter(mine)), REFERENCE), {})
+        line = [algo, "/".join(dict.fromkeys(row["engine"] for row in mine.values()))]
+        line += [_quartiles(mine[work]["ratios"].get(REFERENCE)) if work in mine else "" for work in works]
+        line.append("; ".join(f"{other} {_quartiles(q)}" for other, q in first["ratios"].items() if other != REFERENCE))
+        line += [_ratio(megabytes.get(algo), megabytes.get(REFERENCE)) for megabytes in memory.values()]
+        lines.append([*line, _ratio(first["policy_mb"], reference.get("policy_mb"))])
+    return lines
+
+
+def _quartiles(quartiles: list[float] | None) -> str:
+    return "{1:.2f} ({0:.2f}-{2:.2f})".format(*quartiles) if quartiles else ""
+
+
+def _ratio(value: float | None, reference: float | None) -> str:
+    return f"{value / reference:.2f}" if value and reference else ""
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """
+    :param report: what ``run`` returned
+    :return: the table of all ratios, as the README has it
+    """
+    heading, *lines = overview(report)
+    rows = [heading, ["---"] * len(heading), *([f"`{algo}`", *cells] for algo, *cells in lines)]
+    return "\n".join([f"{caption(report)}:", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def print_tables(console: Console, report: dict[str, Any]) -> None:
@@ -23,35 +70,21 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
     :param console: where to
     :param report: what ``run`` returned
     """
-    for env_id, threads in dict.fromkeys((row["env"], row["threads"]) for row in report["speed"]):
-        table = Table(title=f"{env_id}, {threads} thread{'s' * (threads > 1)}: milliseconds per step, by part")
-        for column in ("algorithm", "steps/s", "against SAC", "update (ms)", *PARTS, "product limit", "memory (MB)"):
-            table.add_column(column, justify="left" if column == "algorithm" else "right")
-        for row in report["speed"]:
-            if (row["env"], row["threads"]) != (env_id, threads):
-                continue
-            low, high = row.get("ratio_quartiles", (float("nan"),) * 2)
-            memory = report["memory_mb"].get(env_id, {}).get(row["algo"])
-            table.add_row(
-                row["algo"],
-                f"{row['steps_per_second']:.1f}",
-                f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})" if "ratio" in row else "",
-                f"{row['update_ms']:.2f}",
-                *(f"{row['split'][part]:.2f}" for part in PARTS),
-                f"{row['share_of_product_limit']:.0%}" if "share_of_product_limit" in row else "",
-                "" if memory is None else f"{memory:.0f}",
-            )
-        console.print(table)
-    if report["memory_mb"].get(IMAGES):
-        table = Table("algorithm", "peak memory (MB)", title="84x84 images, CnnPolicy")
-        for algo, memory in report["memory_mb"][IMAGES].items():
-            table.add_row(algo, f"{memory:.0f}")
-        console.print(table)
-    if report["scaling"]:
-        table = Table("variable", "value", "algorithm", "update (ms)", "step (ms)", title="How cost grows (1 thread)")
-        for row in report["scaling"]:
-            values = (f"{row[name]:.2f}" for name in ("update_ms", "step_ms"))
-            table.add_row(row["variable"], str(row["value"]), row["algo"], *values)
+    tables: dict[str, list[list[str]]] = {}
+    for row in report["scaling"]:
+        heading = ["changed", "algorithm", "engine", "steps/s", "update (ms)"]
+        lines = tables.setdefault("How cost grows", [heading])
+        cells = [f"{row['variable']} {row['value']}", row["algo"], row["engine"], f"{row['steps_per_second']:.1f}"]
+        lines.append([*cells, f"{row['update_ms']:.2f}"])
+    for row in report["speed"]:
+        lines = tables.setdefault(f"{row['work']}: milliseconds per step, by part", [["algorithm", "steps/s", *PARTS]])
+        lines.append([row["algo"], f"{row['steps_per_second']:.1f}", *(f"{row['split'][part]:.2f}" for part in PARTS)])
+    tables["Steps/s, memory and size of a pickled policy against SAC's"] = overview(report)
+    for title, (heading, *lines) in tables.items():
+        table = Table(*heading, title=title, caption=caption(report))
+        table.columns[0].no_wrap = True
+        for line in lines:
+            table.add_row(*line)
         console.print(table)
 
 
@@ -64,23 +97,28 @@ def draw(report: dict[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    groups = list(dict.fromkeys((row["env"], row["threads"]) for row in report["speed"]))
+    works = list(dict.fromkeys(row["work"] for row in report["speed"]))
     variables = list(dict.fromkeys(row["variable"] for row in report["scaling"]))
-    figure = Figure(figsize=(13, 7.5 if variables else 4), layout="constrained")
-    rows_of_axes = figure.subfigures(2 if variables else 1, 1, squeeze=False, height_ratios=[5, 4][: 1 + bool(variables)])
-    for ax, (env_id, threads) in zip(rows_of_axes[0, 0].subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
-        _draw_split(ax, [row for row in report["speed"] if (row["env"], row["threads"]) == (env_id, threads)])
-        ax.set_title(f"{env_id}, {threads} thread{'s' * (threads > 1)}")
-        ax.set_xlabel("milliseconds per step; times the speed of SAC")
-    bars = rows_of_axes[0, 0].axes[0].get_legend_handles_labels()
-    rows_of_axes[0, 0].legend(*bars, loc="outside upper center", ncols=len(PARTS), frameon=False)
+    # At most two of them side by side, so that names have room
+    pairs = [works[place : place + 2] for place in range(0, len(works), 2)]
+    heights = [1 + max(sum(row["work"] == work for row in report["speed"]) for work in pair) / 4 for pair in pairs]
+    heights += [3.5] * bool(variables)
+    figure = Figure(figsize=(13, sum(heights) + 0.5), layout="constrained")
+    figure.suptitle(caption(report), fontsize="medium")
+    strips = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for place, pair in enumerate(pairs):
+        for ax, work in zip(strips[place].subplots(1, len(pair), squeeze=False)[0], pair, strict=True):
+            _draw_split(ax, [row for row in report["speed"] if row["work"] == work])
+            ax.set(title=work, xlabel="milliseconds per step; times the speed of SAC")
+    bars = strips[0].axes[0].get_legend_handles_labels()
+    strips[0].legend(*bars, loc="outside upper center", ncols=len(PARTS), frameon=False)
     if variables:
-        for ax, variable in zip(rows_of_axes[1, 0].subplots(1, len(variables), squeeze=False)[0], variables, strict=True):
+        for ax, variable in zip(strips[-1].subplots(1, len(variables), squeeze=False)[0], variables, strict=True):
             _draw_growth(ax, [row for row in report["scaling"] if row["variable"] == variable])
             ax.set(xlabel=variable, ylim=(0, None))
-        rows_of_axes[1, 0].axes[0].set_ylabel("milliseconds per update")
-        labels = {line.get_label(): line for ax in rows_of_axes[1, 0].axes for line in ax.get_lines()}
-        rows_of_axes[1, 0].legend(labels.values(), labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        strips[-1].axes[0].set_ylabel("milliseconds per update")
+        labels = {line.get_label(): line for ax in strips[-1].axes for line in ax.get_lines()}
+        strips[-1].legend(labels.values(), labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=100)
 
 
@@ -95,7 +133,7 @@ def _draw_split(ax: Any, rows: list[dict[str, Any]]) -> None:
         ax.barh([row["algo"] for row in rows], widths, left=left, label=part, color=part_colour)
         left += widths
     for place, (row, total) in enumerate(zip(rows, totals, strict=True)):
-        text = f"{total:.1f} ms" + (f"; x{row['ratio']:.2f}" if "ratio" in row else "")
+        text = f"{total:.1f} ms" + (f"; x{row['ratios'][REFERENCE][1]:.2f}" if row["ratios"] else "")
         beyond = total > limit
         ax.text(min(total, limit) * 0.99 if beyond else total + 0.01 * limit, place, text, va="center", fontsize="small")
         if beyond:

@@ -1,7 +1,8 @@
 """
 The look of an algorithm: its colour, the same in every figure of every report, and what tells it apart without colour.
 
-The colours are those of Okabe and Ito (2008), made for colour-blind readers, and of Paul Tol's "muted" scheme.
+The colours are those of Okabe and Ito (2008), made for colour-blind readers, and of Paul Tol's "muted" scheme; those of our
+keys with another critic are as far from these as could be found: violet the pathwise route, brown the likelihood ratio.
 """
 
 import hashlib
@@ -12,6 +13,10 @@ COLOURS = {
     "likelihood_ratio_ac": "#D55E00",
     "measure_valued_ac": "#009E73",
     "mixed_ac": "#CC79A7",
+    "pathwise_tqc": "#A680FF",
+    "likelihood_ratio_tqc": "#805E2D",
+    "pathwise_crossq": "#4F24B2",
+    "likelihood_ratio_crossq": "#4C2E00",
     "sac": "#333333",
     "tqc": "#E69F00",
     "crossq": "#56B4E9",

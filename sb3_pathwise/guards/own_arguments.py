@@ -135,11 +135,7 @@ def check_critic(model: "ActorCritic") -> None:
     :raises ValueError: if an argument does not go with its critic
     """
     critic = model.critic_rule
-    if model.batch_size < critic.min_batch_size:
-        raise ValueError(
-            f"batch_size must be at least {critic.min_batch_size} with {type(critic).__name__}, which normalises by the "
-            f"batch's statistics, got {model.batch_size}."
-        )
+    check_batch_size(model, model.batch_size)
     for name in () if critic.has_target else ("tau", "target_update_interval"):
         if getattr(model, name) != inspect.signature(SAC).parameters[name].default:
             raise ValueError(
@@ -150,6 +146,20 @@ def check_critic(model: "ActorCritic") -> None:
         warnings.warn(
             f"ent_coef={model.ent_coef} is fixed, but the scale of the rewards, against which it is weighed, changes in "
             'training with VecNormalize(norm_reward=True). Let it be learned, ent_coef="auto".'
+        )
+
+
+def check_batch_size(model: "ActorCritic", batch_size: int) -> None:
+    """
+    :param model: The model, its networks being made
+    :param batch_size: Size of the batches to learn from
+    :raises ValueError: if its critic cannot
+    """
+    critic = model.critic_rule
+    if batch_size < critic.min_batch_size:
+        raise ValueError(
+            f"batch_size must be at least {critic.min_batch_size} with {type(critic).__name__}, which normalises by the "
+            f"batch's statistics, got {batch_size}."
         )
 
 
@@ -255,11 +265,31 @@ def _check_surrogate(model: "ActorCritic", surrogate: th.Tensor, log_prob: th.Te
         raise ValueError(
             f"{_name(model)} must return a surrogate of shape {tuple(log_prob.shape)}, one for each state, got {got}."
         )
-    if log_prob.requires_grad and not surrogate.requires_grad:
+    # The critics' parameters do not count
+    params = {id(param) for param in model.actor.parameters()}
+    if reached(log_prob) & params and not reached(surrogate) & params:
         raise ValueError(
             f"{_name(model)} returns a surrogate that cannot be differentiated: its gradient with respect to the "
             "distribution's parameters must be the route's estimate (see sb3_pathwise.routes)."
         )
+
+
+def reached(output: th.Tensor) -> set[int]:
+    """
+    :param output: Any tensor
+    :return: ids of the tensors that it can be differentiated with respect to
+    """
+    nodes = [output.grad_fn]
+    seen = set(nodes)
+    variables = {id(output)} if output.is_leaf and output.requires_grad else set()
+    for node in nodes:
+        if node is not None:
+            # Where a graph ends, it knows the tensor
+            variables |= {id(node.variable)} if hasattr(node, "variable") else set()
+            parents = {parent for parent, _ in node.next_functions} - seen
+            seen |= parents
+            nodes += parents
+    return variables
 
 
 def _name(model: "ActorCritic") -> str:

@@ -20,6 +20,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pathwise import LikelihoodRatioAC, MeasureValuedAC, MixedAC, PathwiseAC
+from sb3_pathwise.critics import CRITICS
 from sb3_pathwise.learner import ActorCritic
 from sb3_pathwise.routes import BASELINES
 
@@ -33,8 +34,13 @@ ALGORITHMS: dict[str, type[ActorCritic]] = {
     "pathwise_crossq": PathwiseAC,
     "likelihood_ratio_crossq": LikelihoodRatioAC,
 }
-# The critics that keys end in; ``None``: whatever the policy's arguments say
-CRITICS_OF_KEYS = {"ac": None, "tqc": "quantile", "crossq": "batch_renorm"}
+# The critic of a key that names one; the others have what ``policy_kwargs`` say, or SAC's
+CRITIC_OF = {
+    "pathwise_tqc": "quantile",
+    "likelihood_ratio_tqc": "quantile",
+    "pathwise_crossq": "batch_renorm",
+    "likelihood_ratio_crossq": "batch_renorm",
+}
 # What ``-optimize`` tries, besides what it tries for SAC
 ACTION_SAMPLES: dict[type[ActorCritic], list[int]] = {
     PathwiseAC: [1, 2, 4],
@@ -43,6 +49,8 @@ ACTION_SAMPLES: dict[type[ActorCritic], list[int]] = {
     MixedAC: [4, 8, 16],
 }
 MAX_POLICY_DELAY = 4
+# CrossQ's and Adam's own
+ADAM_BETAS_1 = [0.5, 0.9]
 
 
 def register(replay_buffer: bool = True) -> None:
@@ -54,7 +62,7 @@ def register(replay_buffer: bool = True) -> None:
     for algo, algorithm in ALGORITHMS.items():
         ALGOS[algo] = algorithm if replay_buffer else without_replay_buffer(algorithm)
         HYPERPARAMS_SAMPLER[algo] = partial(sample_params, algo)
-        HYPERPARAMS_CONVERTER[algo] = convert_offpolicy_params
+        HYPERPARAMS_CONVERTER[algo] = partial(convert_params, algo)
     rl_zoo3.train.ExperimentManager = ExperimentManager  # type: ignore[misc]
 
 
@@ -76,7 +84,7 @@ def sample_params(
     algo: str, trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Draw hyperparameters for a trial: SAC's search space, and the arguments that SAC does not have.
+    Draw hyperparameters for a trial: SAC's search space, or TQC's, and the arguments that these do not have.
 
     :param algo: one of our keys
     :param trial: Optuna's trial
@@ -85,12 +93,39 @@ def sample_params(
     :param additional_args: whether HER is used, and its arguments, as rl_zoo3 passes them
     :return: arguments of the algorithm's constructor
     """
+    critic = CRITIC_OF.get(algo)
+    if critic == "quantile":
+        additional_args = additional_args | {"sample_tqc": True}
     hyperparams = sample_sac_params(trial, n_actions, n_envs, additional_args)
     hyperparams["n_action_samples"] = trial.suggest_categorical("n_action_samples", ACTION_SAMPLES[ALGORITHMS[algo]])
     if "baseline" in ALGORITHMS[algo].route_arguments():
         hyperparams["baseline"] = trial.suggest_categorical("baseline", list(BASELINES))
     hyperparams["policy_delay"] = trial.suggest_int("policy_delay", 1, MAX_POLICY_DELAY)
-    return hyperparams
+    if critic == "batch_renorm":
+        hyperparams["adam_beta_1"] = trial.suggest_categorical("adam_beta_1", ADAM_BETAS_1)
+    return _convert_critic_params(algo, hyperparams)
+
+
+def convert_params(algo: str, sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param algo: one of our keys
+    :param sampled_params: parameters of a trial, by Optuna's names
+    :return: arguments of the algorithm's constructor
+    """
+    return _convert_critic_params(algo, convert_offpolicy_params(sampled_params))
+
+
+def _convert_critic_params(algo: str, hyperparams: dict[str, Any]) -> dict[str, Any]:
+    policy_kwargs = hyperparams["policy_kwargs"]
+    # For TQC itself they are the algorithm's arguments
+    if "top_quantiles_to_drop_per_net" in hyperparams:
+        policy_kwargs["top_quantiles_to_drop_per_net"] = hyperparams.pop("top_quantiles_to_drop_per_net")
+    if "adam_beta_1" in hyperparams:
+        policy_kwargs["optimizer_kwargs"] = {"betas": (hyperparams.pop("adam_beta_1"), 0.999)}
+    if not CRITICS[CRITIC_OF.get(algo, "twin")].has_target:
+        # SAC's space has it
+        del hyperparams["tau"]
+    return with_critic(algo, hyperparams)
 
 
 def with_critic(algo: str, hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -102,13 +137,14 @@ def with_critic(algo: str, hyperparams: dict[str, Any]) -> dict[str, Any]:
     :return: the same, with the key's critic
     :raises ValueError: if they name another critic
     """
-    critic = CRITICS_OF_KEYS[algo.rpartition("_")[2]] if algo in ALGORITHMS else None
-    if critic is None:
+    if algo not in CRITIC_OF:
         return hyperparams
+    critic = CRITIC_OF[algo]
     policy_kwargs = {"critic": critic, **(hyperparams.get("policy_kwargs") or {})}
     if policy_kwargs["critic"] != critic:
         raise ValueError(
-            f"{algo} has critic={critic!r}, policy_kwargs ask for {policy_kwargs['critic']!r}. Use a key that ends in _ac."
+            f"policy_kwargs: {algo} has critic={critic!r}, not {policy_kwargs['critic']!r}. Leave critic out, or use "
+            f"{algo.rpartition('_')[0]}_ac, which may have any."
         )
     return hyperparams | {"policy_kwargs": policy_kwargs}
 
