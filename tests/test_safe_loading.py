@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +135,8 @@ def test_never_from_the_file(make_model: Any, tmp_path: Path) -> None:
 def written_by(version: str | None, fixed: bool, legacy_torch: bool = False, pickled_kwargs: bool = False) -> Change:
     """
     What SB3 wrote before 1.1, as its sources of the time say: both variables of the temperature, of which one was ``None``; no
-    ``system_info.txt``, and before 0.9 no version, another name for the variables, and a device among the policy's arguments.
+    ``system_info.txt``, and before 0.9 no version, other names for variables and critics, and a device among the policy's
+    arguments.
     """
 
     def change(members: dict[str, bytes]) -> None:
@@ -147,6 +149,12 @@ def written_by(version: str | None, fixed: bool, legacy_torch: bool = False, pic
         members.pop("_stable_baselines3_version")
         if version:
             members["_stable_baselines3_version"] = version.encode()
+        if not version:
+            rename = {"qf0": "q1_net", "qf1": "q2_net"}
+            with_tensors(
+                "policy.pth",
+                lambda weights: {re.sub("qf[01]", lambda m: rename[m[0]], name): w for name, w in weights.items()},
+            )(members)
         if legacy_torch:
             for name in [name for name in members if name.endswith(".pth")]:
                 stream = io.BytesIO()

@@ -100,8 +100,12 @@ def _load(
     if "tensors" in tensors:
         # Its name before SB3 0.9
         tensors["pytorch_variables"] = tensors.pop("tensors")
-
     _check_weights(path, tensors)
+    # Before SB3 0.8, critics were called q1_net and q2_net
+    tensors["policy"] = {
+        re.sub(r"\.q([12])_net\.", lambda match: f".qf{int(match[1]) - 1}.", str(name)): weight
+        for name, weight in tensors["policy"].items()
+    }
     if "policy_kwargs" not in kwargs:
         _check_policy_kwargs(cls, path, env, arguments, tensors["policy"], data.get("policy_kwargs"))
     try:
