@@ -125,6 +125,9 @@ class ActorCritic(CheckedSAC):
         # A function in a class body would become a method
         if inspect.isfunction(cls.__dict__.get("route")):
             cls.route = staticmethod(cls.__dict__["route"])  # type: ignore[assignment]
+        # What a class leaves to its route is no matter of a parent's
+        if "route" in cls.__dict__:
+            cls.samples_gaussian_entropy = cls.__dict__.get("samples_gaussian_entropy", False)
 
     def __init__(
         self,

@@ -64,6 +64,20 @@ def test_swap_route(run) -> None:
             assert {state["step"].item() for state in tensors[optimizer]["state"].values()} == {n_updates}
 
 
+def test_own_route(run) -> None:
+    output = run("own_route.py", "--timesteps", "390")
+    # Nothing is learned before step 100
+    steps = re.findall(r"^Step (\d+), variance", output, re.MULTILINE)
+    assert steps == ["130", "260", "390"]
+    tables = re.findall(r"^  (\w+) +(\d[\d.e-]*)$", output, re.MULTILINE)
+    assert [name for name, _ in tables] == ["AntitheticAC", "pathwise", "likelihood_ratio"] * 3
+    assert all(float(variance) > 0 for _, variance in tables)
+    z_values = [float(z) for z in re.findall(r"z = (-?\d+\.\d)$", output, re.MULTILINE)]
+    # 64 gradients each: Student's t with some 30 degrees of freedom
+    assert len(z_values) == 3 and max(map(abs, z_values)) < 5
+    assert len((EXAMPLES / "own_route.py").read_text().splitlines()) < 60
+
+
 def test_her_dict(run) -> None:
     output = run("her_dict.py", "--timesteps", "550")
     assert re.search(r"observations: Dict\('achieved_goal': .*, 'desired_goal': .*, 'observation': .*\)", output)

@@ -27,6 +27,7 @@ from sb3_pathwise.engines.kernels.linear import Workspace
 from sb3_pathwise.engines.kernels.quantile import QuantileKernel
 from sb3_pathwise.engines.kernels.squash import SquashedGaussianDraw, clamp, diagonal_gaussian, squash
 from sb3_pathwise.engines.kernels.twin import TwinKernel
+from sb3_pathwise.guards.own_arguments import reached
 from sb3_pathwise.guards.undisturbed import undisturbed
 from sb3_pathwise.objective import current_ent_coef, surrogate_of_objective
 from sb3_pathwise.update import Metrics
@@ -291,16 +292,8 @@ def _reason_not_route(model: "ActorCritic") -> str | None:
             th.autograd.grad(surrogate.sum(), leaves, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             return f"its route, {name}, cannot be differentiated: {error}"
-    nodes = [surrogate.grad_fn]
-    seen = set(nodes)
-    for node in nodes:
-        if node is not None:
-            variable = getattr(node, "variable", None)
-            if variable is not None and not any(variable is leaf for leaf in leaves):
-                return f"its route, {name}, reaches parameters beside those of the distribution"
-            new = {parent for parent, _ in node.next_functions} - seen
-            seen |= new
-            nodes += new
+    if reached(surrogate) - set(map(id, leaves)):
+        return f"its route, {name}, reaches parameters beside those of the distribution"
     return None
 
 

@@ -265,11 +265,31 @@ def _check_surrogate(model: "ActorCritic", surrogate: th.Tensor, log_prob: th.Te
         raise ValueError(
             f"{_name(model)} must return a surrogate of shape {tuple(log_prob.shape)}, one for each state, got {got}."
         )
-    if log_prob.requires_grad and not surrogate.requires_grad:
+    # The critics' parameters do not count
+    params = {id(param) for param in model.actor.parameters()}
+    if reached(log_prob) & params and not reached(surrogate) & params:
         raise ValueError(
             f"{_name(model)} returns a surrogate that cannot be differentiated: its gradient with respect to the "
             "distribution's parameters must be the route's estimate (see sb3_pathwise.routes)."
         )
+
+
+def reached(output: th.Tensor) -> set[int]:
+    """
+    :param output: Any tensor
+    :return: ids of the tensors that it can be differentiated with respect to
+    """
+    nodes = [output.grad_fn]
+    seen = set(nodes)
+    variables = {id(output)} if output.is_leaf and output.requires_grad else set()
+    for node in nodes:
+        if node is not None:
+            # Where a graph ends, it knows the tensor
+            variables |= {id(node.variable)} if hasattr(node, "variable") else set()
+            parents = {parent for parent, _ in node.next_functions} - seen
+            seen |= parents
+            nodes += parents
+    return variables
 
 
 def _name(model: "ActorCritic") -> str:
