@@ -106,17 +106,30 @@ def test_adam(max_grad_norm: float | None) -> None:
 def test_smallest_q(sizes: tuple[int, ...], n_networks: int) -> None:
     th.manual_seed(0)
     modules = [make_mlp(*sizes).double() for _ in range(n_networks)]
-    if n_networks == 3:
-        # Of equal ones the first counts
-        modules[2].load_state_dict(modules[0].state_dict())
     features = th.randn(32, 2, dtype=th.float64)
     actions = th.randn(3, 32, 2, dtype=th.float64, requires_grad=True)
     inputs = th.cat([features.expand(3, -1, -1), actions], dim=2)
     outputs = th.cat([module(inputs) for module in modules], dim=2)
     expected, smallest = outputs.min(dim=2)
-    assert set(smallest.flatten().tolist()) == set(range(min(n_networks, 2)))
+    assert set(smallest.flatten().tolist()) == set(range(n_networks))
     workspace, weight = Workspace(), th.randn(3, 32, dtype=th.float64)
     value = smallest_q([MLP(parameters(module), workspace) for module in modules], features)
     th.testing.assert_close([value(actions), value(actions.detach())], [expected, expected], rtol=1e-12, atol=1e-12)
     grads = [th.autograd.grad((weight * values).sum(), actions) for values in (value(actions), expected)]
     th.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+def test_of_equal_values_the_first_counts() -> None:
+    modules = [make_mlp(2, 1) for _ in range(3)]
+    with th.no_grad():
+        # Of an action a: 3 a, a and 2 a
+        for module, slope in zip(modules, (3.0, 1.0, 2.0), strict=True):
+            module[0].weight.copy_(th.tensor([[0.0, slope]]))
+            module[0].bias.zero_()
+    actions = th.tensor([[[0.0], [1.0], [-1.0]]], requires_grad=True)
+    values = smallest_q([MLP(parameters(module), Workspace()) for module in modules], th.zeros(3, 1))(actions)
+    (grad,) = th.autograd.grad(values.sum(), actions)
+    # As in th.min()
+    assert grad.flatten().tolist() == [3.0, 1.0, 3.0]
+    smallest = th.cat([module(th.cat([th.zeros(3, 1), actions[0]], dim=1)) for module in modules], dim=1).min(dim=1).values
+    assert th.equal(th.autograd.grad(smallest.sum(), actions)[0], grad)
