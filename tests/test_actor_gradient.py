@@ -19,6 +19,17 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from sb3_pathwise import LikelihoodRatioAC, MeasureValuedAC, MixedAC, PathwiseAC
 from sb3_pathwise.distributions import policy_distribution
+from sb3_pathwise.learner import ActorCritic
+
+
+class AntitheticAC(ActorCritic):
+    """Another route: pairs of actions, mirrored at the mean."""
+
+    @staticmethod
+    def route(dist: Any, objective: Any) -> th.Tensor:
+        x = dist.rsample()
+        return (objective(x.unsqueeze(0)) + objective((2 * dist.mean - x).unsqueeze(0)))[0] / 2
+
 
 ENT_COEF = 0.5
 N_STATES = 8
@@ -185,7 +196,11 @@ CASES: list[tuple[type, dict[str, Any], int, int]] = [
     (LikelihoodRatioAC, BETA, 32, 150),
     (MixedAC, BETA, 32, 150),
     (LikelihoodRatioAC, MIXTURE, 32, 150),
-    # Critics that are not fused
+    # The plain update, which stock networks above do not go through
+    *((cls, {"engine": "eager"}, 32, 150) for cls in (PathwiseAC, LikelihoodRatioAC, MeasureValuedAC, MixedAC)),
+    (AntitheticAC, {"engine": "auto"}, 32, 150),
+    (AntitheticAC, GSDE, 1, 600),
+    # Other critics
     (LikelihoodRatioAC, {"policy_kwargs": {"activation_fn": th.nn.Tanh, "n_critics": 3}}, 32, 150),
     # Other values of the route's arguments
     (PathwiseAC, {"n_action_samples": 3}, 32, 150),
