@@ -162,6 +162,10 @@ CHANGES: dict[str, tuple[str, Callable[[Any, pytest.MonkeyPatch], Any]]] = {
         "hooks of optimizers",
         lambda m, p: p.setitem(torch_optimizer._global_optimizer_pre_hooks, 0, lambda *args: halve_gradients(args[0])),
     ),
+    "normalised actor": (
+        "a normalised actor",
+        lambda m, p: [CRITICS["batch_renorm"]().prepare_actor(m.actor), renew(m.actor)],
+    ),
     "class of critics": ("a critic is a Bounded", lambda m, p: setattr(m.critic, "__class__", Bounded)),
     "list of critics": (
         "are not the same networks",
