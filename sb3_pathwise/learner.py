@@ -17,7 +17,7 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.sac.policies import SACPolicy
 from torch.distributions import Distribution
@@ -25,7 +25,7 @@ from torch.distributions import Distribution
 from sb3_pathwise.contrib import adopt
 from sb3_pathwise.critics import CRITICS, Critic
 from sb3_pathwise.engines import choose_engine
-from sb3_pathwise.guards import CheckedSAC, check_descent, warn_of_traps
+from sb3_pathwise.guards import CheckedSAC, alarms_explained, check_descent, warn_of_scale, warn_of_traps
 from sb3_pathwise.guards.own_arguments import (
     check_batch_size,
     check_critic,
@@ -277,16 +277,20 @@ class ActorCritic(CheckedSAC):
 
         assert self.replay_buffer is not None
         check_surrogate(self)
+        warn_of_scale(self)
         engine = choose_engine(self)
         engine.begin(self)
         metrics: dict[str, list[th.Tensor | float]] = defaultdict(list)
-        for gradient_step in range(gradient_steps):
-            replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            update_actor = (self._n_updates + gradient_step + 1) % self.policy_delay == 0
-            update_targets = gradient_step % self.target_update_interval == 0
-            for name, value in engine.update(self, replay_data, update_actor, update_targets).items():
-                metrics[name].append(value)
-        engine.end(self)
+        seen: list[ReplayBufferSamples] = []
+        with alarms_explained(self, seen):
+            for gradient_step in range(gradient_steps):
+                replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+                seen[:] = [replay_data]
+                update_actor = (self._n_updates + gradient_step + 1) % self.policy_delay == 0
+                update_targets = gradient_step % self.target_update_interval == 0
+                for name, value in engine.update(self, replay_data, update_actor, update_targets).items():
+                    metrics[name].append(value)
+            engine.end(self)
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -307,7 +311,7 @@ class ActorCritic(CheckedSAC):
         :param causes: Tensors that the loss came from, by name, earliest first
         :raises NonFiniteError: if the loss or its gradient is not finite
         """
-        check_descent(self, name, loss, grad_norm, **causes)
+        check_descent(self, optimizer, name, loss, grad_norm, **causes)
 
     def learn(
         self: SelfActorCritic,

@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest.mock import patch
 
 import numpy as np
@@ -30,8 +30,9 @@ BOUND = 1.02
 @contextmanager
 def without_alarms() -> Iterator[None]:
     with ExitStack() as stack:
-        for name in ("check_descent", "warn_of_traps"):
+        for name in ("check_descent", "warn_of_scale", "warn_of_traps"):
             stack.enter_context(patch.object(learner, name, lambda *_, **__: None))
+        stack.enter_context(patch.object(learner, "alarms_explained", lambda *_: nullcontext()))
         for name in ("_setup_learn", "_sample_action", "_store_transition"):
             stack.enter_context(patch.object(CheckedSAC, name, getattr(SAC, name)))
         yield

@@ -3,6 +3,7 @@ Alarms: what is not finite is caught where it arises, under its own name, before
 the classic traps are warned about, once.
 """
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +16,10 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_pathwise import LikelihoodRatioAC, PathwiseAC
+from sb3_pathwise import ExactCheckpointCallback, LikelihoodRatioAC, PathwiseAC
 from sb3_pathwise.guards import NonFiniteError, check_finite, traps, warn_of_traps
 
 STEP = 37
@@ -79,6 +81,8 @@ def learn_until_alarm(model: Any, quantity: str, step: int = STEP, callback: Any
     assert error.quantity == quantity
     assert error.num_timesteps == model.num_timesteps == step
     assert f"at step {step}, after {error.n_updates} updates" in str(error)
+    # There is none
+    assert "checkpoint" not in str(error)
     for name, state_dict in model.get_parameters().items():
         tensors = [state_dict] if "optimizer" not in name else state_dict["state"].values()
         assert all(bool(th.isfinite(value).all()) for tensor in tensors for value in tensor.values()), name
@@ -96,7 +100,7 @@ def test_environment(make_model: Any, what: str, value: float, env_id: str, poli
     first = what == "first observation"
     model = make_model(PathwiseAC, Faulty(gym.make(env_id), what, value, at=0 if first else STEP), policy)
     error = learn_until_alarm(model, "reward" if what == "reward" else "observation", step=0 if first else STEP)
-    assert "the environment returned it" in str(error)
+    assert "the environment returned it" in str(error) and "no replay buffer has seen it" in str(error)
     # What came before it was stored
     assert model.replay_buffer.size() == (0 if first else STEP - 1)
 
@@ -200,7 +204,10 @@ def test_gradient_of_the_critic(make_model: Any, algorithm: Any) -> None:
         output_layer(model.critic, 0.0)
         model.critic.q_networks[0][0].bias.fill_(1e30)
 
-    assert "of critic_loss" in learn_until_update_alarm(make_model(algorithm), "gradient", act)
+    message = learn_until_update_alarm(make_model(algorithm), "gradient", act)
+    assert "of critic_loss; its entries are finite, up to" in message and "overflow in their norm" in message
+    # There is no custom network in which to look for it
+    assert "square root" not in message
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
@@ -210,7 +217,10 @@ def test_gradient_of_the_actor(
     """The derivative of a square root at 0. Clipping would make an infinite gradient NaN."""
     act = spoil_surrogate(monkeypatch, lambda dist, surrogate: surrogate + (0 * dist.mean).sum(-1).sqrt())
     model = make_model(algorithm, max_grad_norm=max_grad_norm)
-    assert "of actor_loss" in learn_until_update_alarm(model, "gradient", act)
+    message = learn_until_update_alarm(model, "gradient", act)
+    assert (
+        re.search(r"of actor_loss; in actor\.(latent_pi|mu)\S+, the loss being finite", message) and "square root" in message
+    )
 
 
 def test_loss_of_the_temperature(make_model: Any) -> None:
@@ -218,6 +228,124 @@ def test_loss_of_the_temperature(make_model: Any) -> None:
         model.target_entropy = np.inf
 
     learn_until_update_alarm(make_model(PathwiseAC), "ent_coef_loss", act)
+
+
+# --- What is behind an alarm
+
+ENGINES = pytest.mark.parametrize("engine", ["eager", "auto"])
+ANY_OBS = pytest.mark.parametrize("env_id, policy", [("PointVector-v0", "MlpPolicy"), ("PointDict-v0", "MultiInputPolicy")])
+
+
+def fill_with_demonstrations(model: Any, n_transitions: int = 30) -> None:
+    """What a user does before ``learn``: transitions of something else, put in by hand."""
+    env, buffer = model.get_env(), model.replay_buffer
+    obs = env.reset()
+    for _ in range(n_transitions):
+        action = np.stack([env.action_space.sample()])
+        new_obs, rewards, dones, infos = env.step(action)
+        next_obs = new_obs if not dones[0] else infos[0]["terminal_observation"]
+        buffer.add(obs, next_obs, model.policy.scale_action(action), rewards, dones, infos)
+        obs = new_obs
+
+
+def spoil(array: Any, rows: list[int]) -> None:
+    for part in array.values() if isinstance(array, dict) else [array]:
+        part[rows] = np.nan
+
+
+@ENGINES
+@ANY_OBS
+@pytest.mark.parametrize(
+    "field, quantity",
+    [("observations", "observation"), ("next_observations", "observation"), ("actions", "action"), ("rewards", "reward")],
+)
+def test_demonstrations(make_model: Any, engine: str, env_id: str, policy: str, field: str, quantity: str) -> None:
+    """The batch is looked at first: neither Q-values nor the learning rate are to blame."""
+    kwargs = {"policy_kwargs": {"features_extractor_class": CombinedExtractor}} if policy == "MultiInputPolicy" else {}
+    model = make_model(PathwiseAC, env_id, policy, engine=engine, learning_starts=0, batch_size=64, **kwargs)
+    fill_with_demonstrations(model)
+    spoil(getattr(model.replay_buffer, field), rows=[4, 17])
+    before = [param.detach().clone() for param in model.policy.parameters()]
+    with pytest.raises(NonFiniteError) as caught:
+        model.learn(10)
+    message = str(caught.value)
+    assert caught.value.quantity == quantity and message.startswith(f"{quantity} is not finite at step 1, after 0 updates")
+    # With the one transition of the training's own
+    assert f"in the batch's {field}" in message
+    assert "in 2 of 31 transitions of the replay buffer, the first at [4, 0]" in message
+    assert "somebody else than this training has put it into the replay buffer" in message
+    assert "No weight has seen it." in message
+    assert not any(word in message for word in ("no replay buffer", "checkpoint", "Q-values", "learning rate"))
+    assert all(th.equal(param, old) for param, old in zip(model.policy.parameters(), before, strict=True))
+
+
+def test_demonstrations_in_a_checkpoint(make_model: Any, tmp_path: Any) -> None:
+    """Which is not to be called good then."""
+    model = make_model(PathwiseAC, learning_starts=25)
+    fill_with_demonstrations(model)
+    spoil(model.replay_buffer.rewards, rows=list(range(30)))
+    with pytest.raises(NonFiniteError, match="in 30 of 56 transitions") as caught:
+        model.learn(60, callback=ExactCheckpointCallback(tmp_path, every=10))
+    assert list(tmp_path.iterdir()) and "checkpoint" not in str(caught.value)
+
+
+@ENGINES
+def test_what_the_replay_buffer_makes_of_it(make_model: Any, engine: str) -> None:
+    """What it holds is finite."""
+    venv = VecNormalize(DummyVecEnv([lambda: gym.make("PointVector-v0")]))
+    model = make_model(PathwiseAC, venv, engine=engine).learn(30)
+    venv.obs_rms.mean[:], venv.training = np.nan, False
+    with pytest.raises(NonFiniteError, match=r"observation .*in the batch's observations; seen in") as caught:
+        model.train(1, 16)
+    assert "statistics of VecNormalize" in str(caught.value) and "somebody else" not in str(caught.value)
+
+
+@ENGINES
+@pytest.mark.parametrize("updating", [False, True])
+def test_weights(make_model: Any, engine: str, updating: bool) -> None:
+    """Set by somebody, in acting and in learning: no learning rate did it, and weights have seen it."""
+    model = make_model(PathwiseAC, engine=engine, learning_starts=20 if updating else 0, train_freq=50).learn(10)
+    with th.no_grad():
+        model.actor.mu.weight[0, 0] = np.nan
+    with pytest.raises(NonFiniteError, match=r"parameter is not finite .*\(actor.mu.weight; seen in") as caught:
+        model.train(1, 16) if updating else model.learn(10, reset_num_timesteps=False)
+    assert "somebody wrote to it" in str(caught.value) and "No weight" not in str(caught.value)
+
+
+@ENGINES
+@pytest.mark.parametrize("name", ["observations", "rewards"])
+def test_scale_is_behind_it(make_model: Any, engine: str, name: str) -> None:
+    """SB3 #1130: all entries of the gradient are finite, and only their norm in float32 is not."""
+    scales = {"observations": {"obs_scale": 1e12}, "rewards": {"reward_scale": 2e18, "obs_scale": 50.0}}[name]
+    model = make_model(PathwiseAC, Scaled(gym.make("PointVector-v0"), **scales), engine=engine)
+    with pytest.warns(UserWarning, match=f"after 0 updates: {name} are far from unit scale") as warned:
+        error = learn_until_alarm(model, "gradient", step=21)
+    assert len(warned) == 1
+    message = str(error)
+    assert f"Likely cause: {name} are far from unit scale (largest root mean square" in message
+    assert "VecNormalize" in message and "overflow in their norm" in message and "square root" not in message
+
+
+def test_one_outlier_is_behind_it(make_model: Any) -> None:
+    """Which no look at some rows of the buffer need find: the batch had it."""
+    model = make_model(PathwiseAC, learning_starts=0, batch_size=4000)
+    fill_with_demonstrations(model, 399)
+    model.replay_buffer.rewards[199] = 1e30
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(NonFiniteError, match=r"rewards are far from unit scale .*largest absolute value 1e\+30"),
+    ):
+        # When learning starts, it is not seen
+        warnings.simplefilter("error")
+        model.learn(1)
+
+
+def test_noise_is_not_blamed_on_the_scale(make_model: Any) -> None:
+    env = Scaled(gym.make("PointVector-v0"), obs_scale=1e3)
+    model = make_model(PathwiseAC, env, action_noise=FaultyNoise(), learning_rate=1e-6)
+    with pytest.warns(UserWarning, match="observations are far"):
+        error = learn_until_alarm(model, "action", step=STEP - 1)
+    assert "the policy or the action noise" in str(error) and "unit scale" not in str(error)
 
 
 def test_large_numbers_are_finite(make_model: Any) -> None:
@@ -281,6 +409,34 @@ def test_scale(make_model: Any, name: str, scale: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_model(PathwiseAC, VecNormalize(DummyVecEnv([make_env])), learning_rate=1e-6).learn(60)
+
+
+@pytest.mark.parametrize("scale, is_large", [(1e3, True), (1e-3, False)])
+def test_scale_when_learning_starts(make_model: Any, scale: float, is_large: bool) -> None:
+    """What is small may still grow: it is looked at later."""
+    model = make_model(PathwiseAC, Scaled(gym.make("PointVector-v0"), scale, scale), learning_rate=1e-6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(60)
+    messages = [str(warning.message) for warning in caught]
+    assert [m.split(" are")[0] for m in messages] == is_large * [
+        f"At step 21, after 0 updates: {name}" for name in ("rewards", "observations")
+    ]
+
+
+def test_scale_of_demonstrated_actions(make_model: Any) -> None:
+    """Put in as the environment takes them, where SB3 keeps them scaled."""
+    env = gym.make("Pendulum-v1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = make_model(PathwiseAC, env, learning_starts=0)
+        fill_with_demonstrations(model)
+        model.learn(5)
+    model = make_model(PathwiseAC, env, learning_starts=0)
+    fill_with_demonstrations(model)
+    model.replay_buffer.actions *= 2
+    with pytest.warns(UserWarning, match=r"actions in the replay buffer go up to [12].*model.policy.scale_action"):
+        model.learn(5)
 
 
 @pytest.mark.usefixtures("look_often")

@@ -2,6 +2,7 @@
 Input that cannot work is refused when a model is made or loaded, by an exception that names the argument and the remedy.
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
@@ -47,10 +49,118 @@ def test_action_spaces(algorithm: type[SAC], make_model: MakeModel, action_space
     assert_names(error.value, "action space")
 
 
-@pytest.mark.parametrize("half_open", [spaces.Box(-1, np.inf, (1,)), spaces.Box(np.array([-1, -np.inf]), np.ones(2))])
-def test_half_open_action_spaces(algorithm: type[SAC], make_model: MakeModel, half_open: spaces.Box) -> None:
-    with pytest.raises(AssertionError, match="finite"):
-        make_model(algorithm, Spaces(half_open))
+FLOAT_MAX = np.finfo(np.float32).max
+
+
+@pytest.mark.parametrize(
+    "space, found",
+    [
+        (spaces.Box(-np.inf, np.inf, (1,)), "are infinite"),
+        (spaces.Box(-1, np.inf, (1,)), "are infinite"),
+        (spaces.Box(np.array([-1, -np.inf], np.float32), np.ones(2, np.float32)), "are infinite"),
+        # Finite, but not their difference: so were all actions NaN
+        (spaces.Box(-FLOAT_MAX, FLOAT_MAX, (2,)), "are so far apart that high - low overflows"),
+        (spaces.Box(np.array([-1, -3e38], np.float32), np.array([1, 3e38], np.float32)), "high - low overflows"),
+    ],
+)
+def test_action_spaces_without_bounds(
+    algorithm: type[SAC], make_model: MakeModel, tmp_path: Path, space: spaces.Box, found: str
+) -> None:
+    # What SB3 raises for some of them, and what its users catch
+    for kind in (AssertionError, ValueError):
+        with pytest.raises(kind) as error:
+            make_model(algorithm, Spaces(space))
+        assert_names(error.value, "action space", "finite bounds", found, "Limit them", "TransformAction", "RescaleAction")
+    make_model(algorithm, Spaces(spaces.Box(-1, 1, space.shape))).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="Limit them"):
+        algorithm.load(tmp_path / "model", env=Spaces(space))
+
+
+def warnings_of_bounds(make_model: MakeModel, env: Any, **kwargs: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_model(PathwiseAC, env, **kwargs)
+    return [str(warning.message) for warning in caught if "action space is" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    "low, high, words",
+    [
+        # IsaacLab #5080
+        ([-100.0], [100.0], ["wide (-100 to 100 in dimension 0)", "around 0, the middle"]),
+        ([-1.0, -1.0, -1.0], [1.0, 1.0, 1e3], ["wide (-1 to 1000 in dimension 2)", "around 499.5, the middle"]),
+        ([-1.0, -0.1], [1.0, 5.0], ["very asymmetric (-0.1 to 5 in dimension 1)", "around 2.45, the middle"]),
+        # What environments have: torques, steering with gas and brake, a throttle, temperatures
+        ([-2.0], [2.0], []),
+        ([-1.0, 0.0, 0.0], [1.0, 1.0, 1.0], []),
+        ([-0.5], [1.0], []),
+        ([12.0], [25.0], []),
+    ],
+)
+def test_action_spaces_that_are_explored_badly(
+    make_model: MakeModel, tmp_path: Path, low: list[float], high: list[float], words: list[str]
+) -> None:
+    env = Spaces(spaces.Box(np.array(low, np.float32), np.array(high, np.float32)))
+    messages = warnings_of_bounds(make_model, env)
+    assert len(messages) == bool(words)
+    if not words:
+        return
+    assert_names(UserWarning(*messages), *words, "explores all of it", "percentiles", "TransformAction")
+    # Once
+    make_model(PathwiseAC, env).save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PathwiseAC.load(tmp_path / "model", env=env)
+    # What it advises makes it go away, and changes no action
+    inner = spaces.Box(-1.0, 1.0, env.action_space.shape)
+    limited = gym.wrappers.TransformAction(env, lambda action: action, inner)
+    assert not warnings_of_bounds(make_model, limited)
+    assert limited.action(0.3 * np.ones(inner.shape)) == pytest.approx(0.3)
+    venv = DummyVecEnv([lambda: env])
+    venv.action_space = inner
+    assert not warnings_of_bounds(make_model, venv)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("learning_starts", 1e2),
+        ("buffer_size", 1e3),
+        ("batch_size", np.float32(32)),
+        ("gradient_steps", -1.0),
+        ("n_steps", 3.0),
+        ("target_update_interval", 2.0),
+        ("train_freq", 4.0),
+        ("stats_window_size", 1e1),
+        ("seed", 1e1),
+    ],
+)
+def test_integers_that_are_written_as_floats(
+    algorithm: type[SAC], make_model: MakeModel, tmp_path: Path, name: str, value: float
+) -> None:
+    """As SAC takes some of them."""
+    kwargs = {name: value}
+    model = make_model(algorithm, **kwargs)
+    attribute = "_stats_window_size" if name == "stats_window_size" else name
+    taken = getattr(model, attribute)
+    assert (taken.frequency if name == "train_freq" else taken) == value and not isinstance(taken, float)
+    model.learn(150 if name == "learning_starts" else 30)
+    assert model._n_updates > 0
+    model.save(tmp_path / "model")
+    assert getattr(algorithm.load(tmp_path / "model"), attribute) == taken
+    with pytest.raises(ValueError, match=name):
+        make_model(algorithm, **{name: float(value) + 0.5})
+
+
+def test_layers_in_a_tuple(algorithm: type[SAC], make_model: MakeModel) -> None:
+    """As SAC takes them, in a dictionary."""
+    sizes = {"pi": (16, 8), "qf": [4]}
+    model, sac = (make_model(cls, policy_kwargs={"net_arch": sizes}) for cls in (algorithm, SAC))
+    assert {name: tensor.shape for name, tensor in model.policy.state_dict().items()} == {
+        name: tensor.shape for name, tensor in sac.policy.state_dict().items()
+    }
+    with pytest.raises(ValueError, match="net_arch"):
+        make_model(algorithm, policy_kwargs={"net_arch": {"pi": (16, 0), "qf": (4,)}})
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8"])

@@ -147,7 +147,23 @@ def test_bad_input_is_one_line_before_any_training(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert message in captured.err
-    assert not list(tmp_path.rglob("runs"))
+    # The corrected command finds everything as it was
+    assert {path.name for path in tmp_path.rglob("*")} == {"bad.yml", "other.yml"}
+
+
+def test_a_folder_without_runs_blocks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever became of the comparison that has made it: refused by an older version, interrupted, or all runs failed."""
+    output, another = tmp_path / "results", ["--seeds", 1, "--timesteps", 20]
+    assert main(arguments(output, "--seeds", 1, algos=["sac"], envs=("Faulty-v0",))) == 1
+    assert list(output.glob("failed/sac/Faulty-v0/seed_0/*"))
+    assert main(arguments(output, *another, algos=["tqc"])) == 0
+    assert {key[0] for key in returns(output)} == {"tqc"}
+    # Nothing of the other one is left
+    assert not (output / "failed").exists()
+    capsys.readouterr()
+    # A finished run is somebody's
+    assert main(arguments(output, *another, algos=["sac"])) == 2
+    assert "holds another comparison (with tqc on Reach-v0)" in capsys.readouterr().err
 
 
 def test_too_few_seeds_for_an_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -602,13 +618,15 @@ def test_a_cluster_gives_the_same_returns(finished: Path, tmp_path: Path, cluste
     assert returns(tmp_path / "results") == returns(finished)
 
 
-def test_a_worker_killed_in_mid_run(tmp_path: Path, cluster: Any) -> None:
+def test_a_worker_killed_in_mid_run(tmp_path: Path, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
     marker = tmp_path / "marker"
     more = ("--env-kwargs", f"marker:{marker}", "--scheduler", cluster.scheduler_address)
     output = tmp_path / "results"
     assert main(arguments(output, *more, algos=ALGOS[:2], envs=("Deadly-v0",))) == 0
-    # It did happen
+    # It did happen, and somebody who waits is told
     assert marker.exists()
+    (loss,) = [line for line in capsys.readouterr().out.splitlines() if "Lost the worker" in line]
+    assert "tcp://" in loss and "on Deadly-v0, seed " in loss
     # The same environment, now that the marker is there, without any kill
     undisturbed = tmp_path / "undisturbed"
     assert main(arguments(undisturbed, *more[:2], algos=ALGOS[:2], envs=("Deadly-v0",))) == 0
@@ -652,4 +670,4 @@ def test_a_worker_of_several_threads_is_refused(tmp_path: Path, capsys: pytest.C
         assert main(arguments(tmp_path / "results", "--scheduler", cluster.scheduler_address)) == 2
     error = capsys.readouterr().err
     assert "has 2 threads" in error and "--nthreads 1" in error
-    assert not (tmp_path / "results" / "runs").exists()
+    assert not (tmp_path / "results").exists()

@@ -170,7 +170,7 @@ def test_alarm(graphed: MakeModel) -> None:
     model.replay_buffer.rewards[:] = np.nan
     before = [param.detach().clone() for param in model.critic.parameters()]
     steps = [state["step"].item() for state in model.critic.optimizer.state.values()]
-    with pytest.raises(NonFiniteError, match=r"target is not finite .*seen in critic_loss"):
+    with pytest.raises(NonFiniteError, match=r"reward is not finite .*seen in target"):
         model.train(gradient_steps=2, batch_size=16)
     # No step is taken from then on, not even the actor's
     assert all(th.equal(one, other) for one, other in zip(model.critic.parameters(), before, strict=True))
@@ -188,7 +188,7 @@ def test_alarm_while_it_is_tried(graphed: MakeModel, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cuda_graph, "WARM_UP_UPDATES", 0)
     before, rewards = parameters(model), model.replay_buffer.rewards.copy()
     model.replay_buffer.rewards[:] = np.nan
-    with pytest.raises(NonFiniteError, match="target is not finite"):
+    with pytest.raises(NonFiniteError, match="reward is not finite"):
         model.train(gradient_steps=1, batch_size=16)
     assert th.equal(parameters(model), before)
     model.replay_buffer.rewards[:] = rewards

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,85 @@ def test_never_from_the_file(make_model: Any, tmp_path: Path) -> None:
     model = load_weights_only(PathwiseAC, tmp_path / "model.zip", ENV)
     assert (model.verbose, model.tensorboard_log, model.seed) == (0, None, None)
     assert np.array_equal(before, np.random.get_state()[1])
+
+
+# --- Old
+
+
+def written_by(version: str | None, fixed: bool, legacy_torch: bool = False, pickled_kwargs: bool = False) -> Change:
+    """
+    What SB3 wrote before 1.1, as its sources of the time say: both variables of the temperature, of which one was ``None``; no
+    ``system_info.txt``, and before 0.9 no version, other names for variables and critics, and a device among the policy's
+    arguments.
+    """
+
+    def change(members: dict[str, bytes]) -> None:
+        del members["system_info.txt"]
+        variables = th.load(io.BytesIO(members.pop("pytorch_variables.pth")))
+        tensors = {"log_ent_coef": None, "ent_coef_tensor": variables["ent_coef_tensor"]} if fixed else variables
+        stream = io.BytesIO()
+        th.save(tensors, stream)
+        members["pytorch_variables.pth" if version else "tensors.pth"] = stream.getvalue()
+        members.pop("_stable_baselines3_version")
+        if version:
+            members["_stable_baselines3_version"] = version.encode()
+        if not version:
+            rename = {"qf0": "q1_net", "qf1": "q2_net"}
+            with_tensors(
+                "policy.pth",
+                lambda weights: {re.sub("qf[01]", lambda m: rename[m[0]], name): w for name, w in weights.items()},
+            )(members)
+        if legacy_torch:
+            for name in [name for name in members if name.endswith(".pth")]:
+                stream = io.BytesIO()
+                th.save(th.load(io.BytesIO(members[name])), stream, _use_new_zipfile_serialization=False)
+                members[name] = stream.getvalue()
+        if pickled_kwargs:
+            readable = {"net_arch": [16], "use_sde": False, "device": "cpu"}
+            with_json(policy_kwargs=serialized(readable) | readable)(members)
+
+    return change
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("version, legacy_torch", [("1.0rc0", False), ("0.9.0", True), (None, False), (None, True)])
+def test_what_sb3_wrote_before_1_1(
+    make_model: Any, tmp_path: Path, version: str | None, legacy_torch: bool, fixed: bool
+) -> None:
+    sac = make_model(SAC, ent_coef=0.2 if fixed else "auto").learn(40)
+    sac.save(tmp_path / "sac.zip")
+    path = changed(tmp_path / "sac.zip", written_by(version, fixed, legacy_torch))
+    for cls in (PathwiseAC, LikelihoodRatioAC):
+        model = load_weights_only(cls, path, ENV)
+        assert_same_weights(model, sac)
+        assert model.ent_coef == sac.ent_coef and model.num_timesteps == 40
+        if fixed:
+            assert model.ent_coef_tensor.item() == pytest.approx(0.2)
+        else:
+            assert th.equal(model.log_ent_coef, sac.log_ent_coef)
+        model.learn(30)
+
+
+@pytest.mark.parametrize("version, writer", [("0.8.0", "SB3 0.8.0"), ("1.0", "SB3 1.0"), (None, "SB3 before 0.9")])
+def test_what_cannot_be_read_is_said_to_be_old(make_model: Any, tmp_path: Path, version: str | None, writer: str) -> None:
+    make_model(SAC).save(tmp_path / "sac.zip")
+    path = changed(tmp_path / "sac.zip", written_by(version, fixed=False, pickled_kwargs=True))
+    with pytest.raises(ValueError, match="policy_kwargs are pickled and refused") as error:
+        load_weights_only(PathwiseAC, path, ENV)
+    message = str(error.value)
+    # What to give, and what to do if that is not enough
+    assert "beside the pickle stands {'net_arch': [16], 'use_sde': False, 'device': 'cpu'}" in message
+    assert f"{writer} wrote the file" in message and "model.policy.load_state_dict()" in message and "damaged" not in message
+    model = load_weights_only(PathwiseAC, path, ENV, policy_kwargs={"net_arch": [16]})
+    assert_same_weights(model, SAC.load(tmp_path / "sac.zip"))
+
+
+@pytest.mark.parametrize("version", [b"2.9.2", b"<script>", b"\xff" * 1000])
+def test_of_other_files_no_age_is_claimed(saved: Path, version: bytes) -> None:
+    path = changed(saved, lambda members: members.update(_stable_baselines3_version=version), with_json(tau="x"))
+    with pytest.raises(ValueError, match="tau cannot be") as error:
+        load_weights_only(PathwiseAC, path, ENV)
+    assert "wrote the file" not in str(error.value)
 
 
 # --- Malicious
@@ -291,6 +371,16 @@ def test_network_larger_than_its_weights(saved: Path, net_arch: list[int]) -> No
 def test_other_large_numbers(saved: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         load_weights_only(PathwiseAC, changed(saved, with_json(**{name: value})), ENV)
+
+
+def test_nested_json(saved: Path) -> None:
+    """Not too deep for a parser, but for whoever looks at it."""
+    nested: list[Any] = []
+    for _ in range(900):
+        nested = [nested]
+    for name, value in {"tau": nested, "policy_kwargs": serialized(0) | {"net_arch": nested}}.items():
+        with pytest.raises(ValueError, match=r"nested too deeply|cannot be|pickled and refused"):
+            load_weights_only(PathwiseAC, changed(saved, with_json(**{name: value})), ENV)
 
 
 def test_deep_json(saved: Path) -> None:

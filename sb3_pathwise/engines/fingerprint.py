@@ -47,8 +47,9 @@ def fingerprint(model: "ActorCritic") -> tuple[object, ...]:
     prints += [getattr(cls, name) for cls, name in STOCK]
     prints += [getattr(model.__class__, "route", None), model.__class__.actor_surrogate]
     # An own attribute of an instance may hide a method: their number is looked at
-    prints += [len(vars(model)), model.engine, model.precision, model.use_sde, id(model.ent_coef_optimizer)]
-    prints += [id(model.__class__), id(model.critic_rule.__class__), *vars(model.critic_rule).values(), id(model.log_ent_coef)]
+    prints += [len(vars(model)), model.engine, model.precision, model.device, model.use_sde, id(model.ent_coef_optimizer)]
+    prints += [id(model.__class__), id(model.critic_rule.__class__), id(model.log_ent_coef)]
+    prints += [value for value in vars(model.critic_rule).values() if isinstance(value, (int, float)) or callable(value)]
     if model.log_ent_coef is not None:
         prints += [len(model.log_ent_coef._backward_hooks or ()), len(model.log_ent_coef._post_accumulate_grad_hooks or ())]
     action_dist = getattr(model.actor, "action_dist", None)
@@ -84,7 +85,7 @@ def fingerprint(model: "ActorCritic") -> tuple[object, ...]:
                 if param._backward_hooks or param._post_accumulate_grad_hooks:
                     add((len(param._backward_hooks or ()), len(param._post_accumulate_grad_hooks or ())))
         if attributes["_buffers"]:
-            prints += map(id, attributes["_buffers"].values())
+            prints += [*map(id, attributes["_buffers"].values()), attributes.get("affine")]
         modules += attributes["_modules"].values()
     for optimizer in (model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer):
         if optimizer is not None:

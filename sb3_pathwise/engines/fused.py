@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.torch_layers import BatchRenorm1d
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from sb3_pathwise.critics.batch_renorm import BatchRenormCritic
 from sb3_pathwise.distributions import PolicyDistribution, PolicyDraw, SACTanh
 from sb3_pathwise.engines.base import Engine
 from sb3_pathwise.engines.fingerprint import STOCK
@@ -75,6 +77,9 @@ class FusedEngine(Engine):
             return f"of the critic {type(model.critic_rule).__name__} it knows nothing"
         if any(map(callable, vars(model.critic_rule).values())):
             return f"a method of {type(model.critic_rule).__name__} is overridden"
+        normalized = any(isinstance(module, BatchRenorm1d) for module in model.actor.modules())
+        if normalized and type(model.critic_rule) is not BatchRenormCritic:
+            return f"with {type(model.critic_rule).__name__}, a normalised actor sees the batch's statistics where it acts"
         reason = _reason_not_torch() or _kernel(model).reason_not(model) or GaussianActor.reason_not(model.actor)
         return reason or _reason_not_modules(model) or _reason_not_optimizers(model) or _reason_not_route(model)
 
@@ -287,18 +292,7 @@ def _reason_not_route(model: "ActorCritic") -> str | None:
         leaves = [th.zeros(2, d, requires_grad=True) for _ in range(2)]
         x, actions, log_prob, std = SquashedGaussianDraw.apply(*leaves, th.zeros(2, d), SACTanh().epsilon)
         draw = PolicyDraw(PolicyDistribution(diagonal_gaussian(leaves[0], std), SACTanh()), x, actions, log_prob)
-        surrogate = surrogate_of_objective(model.actor_surrogate, draw, _differentiable_once, 1.0)
-        try:
-            th.autograd.grad(surrogate.sum(), leaves, retain_graph=True, allow_unused=True)
-        except RuntimeError as error:
-            return f"its route, {name}, cannot be differentiated: {error}"
+        surrogate = surrogate_of_objective(model.actor_surrogate, draw, lambda actions: actions.sum(dim=-1), 1.0)
     if reached(surrogate) - set(map(id, leaves)):
-        return f"its route, {name}, reaches parameters beside those of the distribution"
+        return f"its route, {name}, reaches parameters beside those of the distribution, or second derivatives"
     return None
-
-
-def _differentiable_once(actions: th.Tensor) -> th.Tensor:
-    """Values (n, B) of actions (n, B, d), like those of the kernels."""
-    flat = actions.flatten(end_dim=1)
-    zeros = th.zeros_like(flat)
-    return SquashedGaussianDraw.apply(flat, zeros, zeros, 1.0)[1].sum(dim=1).view(actions.shape[:-1])

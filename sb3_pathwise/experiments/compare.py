@@ -5,9 +5,11 @@ Arguments, the order of things and the exit code are here; each thing itself is 
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +112,16 @@ def main(argv: list[str] | None = None) -> int:
         if not args.no_report:
             # Now, so that a package which is not there is missed before the training and not after it
             from sb3_pathwise.experiments.report import print_report, write_report
-        runs = comparison.plan()
-        engine: Engine = DaskEngine(args.scheduler) if args.scheduler else LocalEngine(args.jobs, args.torch_threads)
-        with Store(args.output).opened(comparison, runs) as store:
+        runs, store = comparison.plan(), Store(args.output)
+        # All that can be refused, before anything is written: the corrected command finds the folder as it was
+        store.check(comparison, runs)
+        todo = store.unfinished(runs)
+        check_buildable(todo)
+        engine: Engine = LocalEngine(args.jobs, args.torch_threads)
+        if args.scheduler:
+            engine = DaskEngine(args.scheduler, partial(console.print, highlight=False, markup=False))
+        # A cluster that is not needed need not be there
+        with engine if todo else contextlib.nullcontext(), store.opened(comparison, runs):
             try:
                 failures = compare(runs, store, engine, console)
             finally:
@@ -140,19 +149,17 @@ def compare(runs: list[Run], store: Store, engine: Engine, console: Console) -> 
 
     :param runs: All of them
     :param store: Where they are kept
-    :param engine: Where they are executed
+    :param engine: Where they are executed, entered if there is any of them
     :param console: Where progress is shown
     :return: The runs that failed, with their tracebacks
-    :raises ComparisonError: if one of them cannot be built
     """
-    todo = [run for run in runs if not store.finished(run)]
+    todo = store.unfinished(runs)
     if len(todo) < len(runs):
         console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already", highlight=False)
-    check_buildable(todo)
     failures: list[tuple[Run, str]] = []
     place = {run.folder: index for index, run in enumerate(todo)}
     if todo:
-        with engine, Display(todo, len(runs) - len(todo), console) as display:
+        with Display(todo, len(runs) - len(todo), console) as display:
             for run, outcome in engine.outcomes(todo, display.tick):
                 store.save(run, outcome)
                 if outcome["error"]:

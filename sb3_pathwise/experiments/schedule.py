@@ -237,11 +237,13 @@ class DaskEngine:
     A Dask cluster. A run whose worker dies is given to another worker by the scheduler.
 
     :param address: Of the scheduler
+    :param notify: Told, in a line, of a worker that is lost
     :raises ComparisonError: if there is none, or its workers are not fit
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, notify: Callable[[str], None]) -> None:
         self.address = address
+        self._notify = notify
         # Another for every start: the signal to stop must not outlast this one
         self._topic = f"sb3-pathwise-{uuid.uuid4()}"
 
@@ -299,11 +301,21 @@ class DaskEngine:
             index, count = event[1]
             steps[index] = count
 
+        def note_loss(event: tuple[float, Any]) -> None:
+            _, message = event
+            if isinstance(message, dict) and message.get("action") == "remove-worker":
+                labels = "; ".join(run_of[key].label for key in message["processing-tasks"] if key in run_of)
+                if labels:
+                    self._notify(f"Lost the worker {message['worker']}. Dask gives what it had to another one: {labels}")
+
+        pending, run_of = {}, dict[str, Run]()
         self._client.subscribe_topic(self._topic, note)
-        pending = {}
+        # Dask's own topic for what happens to the cluster
+        self._client.subscribe_topic("all", note_loss)
         for index, run in enumerate(runs):
-            progress = ClusterProgress(self._topic, index)
-            pending[self._client.submit(execute, run, progress, key=f"{run.label}-{uuid.uuid4()}", pure=False)] = index
+            progress, key = ClusterProgress(self._topic, index), f"{run.label}-{uuid.uuid4()}"
+            run_of[key] = run
+            pending[self._client.submit(execute, run, progress, key=key, pure=False)] = index
         for index, future in _drain(pending, lambda: tick(dict(steps))):
             try:
                 outcome = future.result()

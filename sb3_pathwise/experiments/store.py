@@ -48,6 +48,25 @@ class Store:
         self.output = output
         self._lock = FileLock(output / ".lock")
 
+    def check(self, comparison: Comparison, runs: list[Run]) -> None:
+        """
+        Whether the folder can hold a comparison: nothing is written. One in which no run has finished blocks nobody.
+
+        :param comparison: The request
+        :param runs: Its runs
+        :raises ComparisonError: if the folder holds something else, or cannot be read
+        """
+        try:
+            contents = {path.name for path in self.output.iterdir()} - {".lock"}
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ComparisonError(f"cannot write to {self.output} ({one_line(error)})") from error
+        if MANIFEST not in contents and contents:
+            raise ComparisonError(f"{self.output} is not empty and holds no comparison; choose another --output")
+        if self._has_runs():
+            check_same(read_manifest(self.output), self._manifest(comparison, runs), self.output)
+
     @contextlib.contextmanager
     def opened(self, comparison: Comparison, runs: list[Run]) -> Iterator["Store"]:
         """
@@ -59,23 +78,22 @@ class Store:
         """
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            contents = {path.name for path in self.output.iterdir()} - {".lock"}
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ComparisonError(f"{self.output} is in use by another compare") from error
         except OSError as error:
             raise ComparisonError(f"cannot write to {self.output} ({one_line(error)})") from error
         try:
-            manifest = self._manifest(comparison, runs)
-            if MANIFEST in contents:
-                check_same(read_manifest(self.output), manifest, self.output)
-            elif contents:
-                raise ComparisonError(f"{self.output} is not empty and holds no comparison; choose another --output")
+            self.check(comparison, runs)
             try:
                 # One pattern after the other: what the first one removes, the second must not find
                 for pattern in (".tmp-*", "*/.tmp-*"):
                     for leftover in list(self.output.glob(pattern)):
                         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                if not self._has_runs():
+                    # Of whichever comparison it was
+                    shutil.rmtree(self.output / "failed", ignore_errors=True)
+                manifest = self._manifest(comparison, runs)
                 write_atomically(self.output / MANIFEST, json.dumps(manifest, indent=2) + "\n")
             except OSError as error:
                 raise ComparisonError(f"cannot write to {self.output} ({one_line(error)})") from error
@@ -90,6 +108,16 @@ class Store:
             cell = plain(vars(run))
             cells.setdefault(run.variant, {})[run.env] = {key: cell[key] for key in cell if key not in {"variant", "seed"}}
         return {"format": 1, "request": comparison.as_dict(), "cells": cells}
+
+    def _has_runs(self) -> bool:
+        return any(self.output.glob("runs/*/*/seed_*"))
+
+    def unfinished(self, runs: list[Run]) -> list[Run]:
+        """
+        :param runs: Those of the comparison
+        :return: Those that are still to be executed
+        """
+        return [run for run in runs if not self.finished(run)]
 
     def finished(self, run: Run) -> bool:
         """

@@ -20,6 +20,9 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.sac.policies import CnnPolicy, MultiInputPolicy
 
+from sb3_pathwise.guards.action_space import check_action_space
+from sb3_pathwise.guards.rollouts import CheckedSAC
+
 Rule = tuple[Callable[[Any], bool], str]
 
 
@@ -64,7 +67,7 @@ def _is_train_freq(value: Any) -> bool:
 def _is_net_arch(value: Any) -> bool:
     if isinstance(value, dict):
         return value.keys() == {"pi", "qf"} and all(
-            isinstance(sizes, list) and _is_net_arch(sizes) for sizes in value.values()
+            isinstance(sizes, (list, tuple)) and _is_net_arch(list(sizes)) for sizes in value.values()
         )
     return isinstance(value, list) and all(_is_int(size, at_least=1) for size in value)
 
@@ -132,18 +135,24 @@ def check_early_arguments(device: Any, policy_kwargs: Any) -> None:
         raise ValueError(f"policy_kwargs must be a dictionary, got {policy_kwargs!r}.")
 
 
-def check_arguments(model: SAC) -> None:
+def check_arguments(model: CheckedSAC) -> None:
     """
-    :param model: The model, before its networks are made
+    :param model: The model, before its networks are made; a number such as 1e6 becomes the integer that is meant
     :raises ValueError: if one of SAC's arguments is out of range, or two of them exclude each other
     """
     for name, rule in _RULES.items():
-        check(name, getattr(model, "_stats_window_size" if name == "stats_window_size" else name), rule)
+        attribute = "_stats_window_size" if name == "stats_window_size" else name
+        value, (suits, _) = getattr(model, attribute), rule
+        if isinstance(value, (float, np.floating)) and value.is_integer() and not suits(value) and suits(int(value)):
+            # 1e6 is an integer to whoever writes it
+            setattr(model, attribute, int(value))
+            continue
+        check(name, value, rule)
     for name, rule in _POLICY_RULES.items():
         if name in model.policy_kwargs:
             check(name, model.policy_kwargs[name], rule)
     _check_observation_space(model)
-    _check_action_space(model)
+    check_action_space(model)
     _check_replay_buffer(model)
 
 
@@ -180,24 +189,6 @@ def _check_observation_space(model: SAC) -> None:
                 f"policy: {policy.__name__} needs images of at least 36 x 36 pixels, got {part}. Enlarge them, or give a "
                 "features_extractor_class. With normalize_images=False, whatever has three dimensions is an image."
             )
-
-
-def _check_action_space(model: SAC) -> None:
-    space = model.action_space
-    assert isinstance(space, spaces.Box)
-    if space.dtype is None or space.dtype.kind != "f":
-        raise ValueError(f"The action space must be of floats, got {space}. Round the actions in the environment.")
-    if not (space.low < space.high).all():
-        raise ValueError(f"The action space must have low < high in every dimension, got {space}. Leave the others out.")
-    noise: Any = model.action_noise
-    # Of SB3's kinds of noise, vectorized or not
-    mean: Any = getattr(getattr(noise, "base_noise", noise), "_mu", None)
-    try:
-        fits = mean is None or np.broadcast_shapes(np.shape(mean), space.shape) == space.shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"action_noise must have the shape of an action, {space.shape}, got {np.shape(mean)}.")
 
 
 def _check_replay_buffer(model: SAC) -> None:

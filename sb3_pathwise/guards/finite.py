@@ -1,57 +1,82 @@
 """
 A number that is not finite stops training before it reaches the replay buffer, the environment or a weight.
 
-``CheckedSAC`` looks at observations, rewards and actions on their way, ``check_descent`` at losses and gradients before an
-optimizer takes its step, ``DeferredChecks`` at the same where the host must not wait. What is finite and still looks wrong is
-for ``traps.py``; how a training goes on after it was stopped, for ``persistence``. No random number is drawn here.
+``check_finite`` looks at observations, rewards and actions on their way (``rollouts.py``), ``check_descent`` at losses and
+gradients before an optimizer takes its step, ``DeferredChecks`` at the same where the host must not wait. Why it went wrong is
+for ``causes.py``, what is finite and still looks wrong for ``traps.py``, and how a training goes on after it was stopped for
+``persistence``. No random number is drawn here.
 """
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 
-# What most often makes a quantity non-finite, and where to look
+# What most often makes a quantity non-finite, and where to look, if looking at the model has shown nothing
 CAUSES = {
     "observation": "the environment returned it. Look for unstable physics, a division by zero or an unbounded state.",
     "reward": "the environment returned it. Look for a division by zero, or the logarithm or root of a negative number.",
     "action": "the policy or the action noise produced it. Look for observations too large for float32 in the network, or a "
     "sigma that is not finite.",
-    "target": "the target networks or the entropy term produced it. Look for rewards so large that Q-values overflow (use "
-    "VecNormalize), gamma above 1, or a custom critic.",
-    "critic_loss": "the critics' outputs overflowed. Look for too high a learning rate, or rewards far from unit scale.",
-    "actor_loss": "the critics' or the policy's outputs overflowed. Look for too high a learning rate, or rewards far from "
-    "unit scale.",
+    "target": "the target networks or the entropy term produced it. Look for Q-values that grow without bound: gamma above 1, "
+    "too high a learning rate, or a custom critic.",
+    "critic_loss": "the critics' outputs overflowed. Look for too high a learning rate.",
+    "actor_loss": "the critics' or the policy's outputs overflowed. Look for too high a learning rate.",
     "ent_coef_loss": "the entropy coefficient or a log-probability overflowed. Look at target_entropy and train/ent_coef.",
-    "gradient": "the loss is finite, its derivative is not. Look for a square root, a logarithm or a norm at 0 in a custom "
-    "network, or set max_grad_norm and a lower learning rate.",
-    "parameter": "an update overflowed. Look for too high a learning rate.",
+    "gradient": "the loss is finite, its derivative is not, or overflows in its norm. Look for a square root, a logarithm or "
+    "a norm at 0 in a custom network, or set a lower learning rate.",
+    "parameter": "an update overflowed, or somebody wrote to it. Look for too high a learning rate.",
 }
+#: Steps at which the last exact checkpoints of models were taken
+CHECKPOINTS: "WeakKeyDictionary[BaseAlgorithm, int]" = WeakKeyDictionary()
 
 
 class NonFiniteError(FloatingPointError):
     """
     Something that training needs to be finite is not.
 
-    :param quantity: What it is: one of ``CAUSES``
+    :param quantity: What it is
     :param model: The model in training
     :param where: Where in the quantity, for the message
+    :param cause: Why, and where to look; empty: what is most often the cause
+    :param spared: What it has not reached
+    :param trust_checkpoint: Whether it can be in no checkpoint
     """
 
-    def __init__(self, quantity: str, model: BaseAlgorithm, where: str = "") -> None:
+    def __init__(
+        self,
+        quantity: str,
+        model: BaseAlgorithm,
+        where: str = "",
+        cause: str = "",
+        spared: str = "No weight has seen it.",
+        trust_checkpoint: bool = True,
+    ) -> None:
         self.quantity = quantity
+        self.where = where
+        self.cause = cause or CAUSES[quantity]
+        self.spared = spared
         self.num_timesteps = model.num_timesteps
         self.n_updates = model._n_updates
-        spared = "It is not saved" if quantity == "parameter" else "No weight and no replay buffer has seen it"
+        checkpoint = ""
+        if trust_checkpoint and model in CHECKPOINTS:
+            checkpoint = f" The last checkpoint, of step {CHECKPOINTS[model]}, is good."
         super().__init__(
             f"{quantity} is not finite at step {self.num_timesteps}, after {self.n_updates} updates{where}. Likely cause: "
-            f"{CAUSES[quantity]} {spared}; the last checkpoint is good."
+            f"{self.cause} {spared}{checkpoint}"
         )
+
+
+def first_not_finite(tensors: Iterable[tuple[str, th.Tensor]]) -> str | None:
+    """
+    :param tensors: Tensors by name
+    :return: the name of the first that holds a NaN or an infinity, if there is one
+    """
+    return next((name for name, tensor in tensors if not th.isfinite(tensor).all()), None)
 
 
 def check_finite(model: SAC, quantity: str, value: np.ndarray | dict[str, np.ndarray]) -> None:
@@ -66,14 +91,18 @@ def check_finite(model: SAC, quantity: str, value: np.ndarray | dict[str, np.nda
         if array.dtype.kind == "f" and not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
             per_env = np.isfinite(array).reshape(len(array), -1).all(axis=1)
             key_text = "" if key is None else f", key {key!r}"
-            raise NonFiniteError(quantity, model, f" (environment {int(per_env.argmin())}{key_text})")
+            where = f" (environment {int(per_env.argmin())}{key_text})"
+            raise NonFiniteError(quantity, model, where, spared="No weight and no replay buffer has seen it.")
 
 
-def check_descent(model: SAC, name: str, loss: th.Tensor, grad_norm: th.Tensor, **causes: th.Tensor) -> None:
+def check_descent(
+    model: SAC, optimizer: th.optim.Optimizer, name: str, loss: th.Tensor, grad_norm: th.Tensor, **causes: th.Tensor
+) -> None:
     """
     To be called between the backward pass and the optimizer's step. It waits for the device.
 
     :param model: The model in training
+    :param optimizer: The optimizer
     :param name: Name of the loss
     :param loss: Loss, a scalar
     :param grad_norm: Norm of its gradient, a scalar
@@ -82,10 +111,22 @@ def check_descent(model: SAC, name: str, loss: th.Tensor, grad_norm: th.Tensor, 
     """
     if math.isfinite(grad_norm.item()) and math.isfinite(loss.item()):
         return
-    for quantity, tensor in (causes | {name: loss}).items():
-        if not th.isfinite(tensor).all():
-            raise NonFiniteError(quantity, model, "" if quantity == name else f" (seen in {name})")
-    raise NonFiniteError("gradient", model, f" (of {name})")
+    quantity = first_not_finite((causes | {name: loss}).items())
+    if quantity is not None:
+        raise NonFiniteError(quantity, model, "" if quantity == name else f" (seen in {name})")
+    names = {param: name for name, param in model.policy.named_parameters()}
+    grads = {names.get(param, "log_ent_coef"): param.grad for group in optimizer.param_groups for param in group["params"]}
+    broken = first_not_finite((name, grad) for name, grad in grads.items() if grad is not None)
+    if broken is not None:
+        where, cause = (
+            f"in {broken}, the loss being finite",
+            "a square root, a logarithm or a norm at 0 in a custom network or route.",
+        )
+    else:
+        largest = max(grad.abs().max().item() for grad in grads.values() if grad is not None)
+        where = f"its entries are finite, up to {largest:.3g}, and overflow in their norm"
+        cause = "targets, features or weights of that size, or too high a learning rate."
+    raise NonFiniteError("gradient", model, f" (of {name}; {where})", cause)
 
 
 class DeferredChecks:
@@ -137,51 +178,3 @@ class DeferredChecks:
         """Forget what was noted."""
         for flag in (self.found_inf, *self._flags.values()):
             flag.zero_()
-
-
-class CheckedSAC(SAC):
-    """SAC whose observations, rewards and actions are checked on their way to the replay buffer and the environment."""
-
-    # Traps that have been warned about
-    _warned_of: list[str]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._warned_of = []
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
-        assert self._last_obs is not None
-        check_finite(self, "observation", self._last_obs)
-        return total_timesteps, callback
-
-    def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            action, buffer_action = super()._sample_action(*args, **kwargs)
-        except ValueError as error:
-            # Torch's distributions refuse parameters that are not finite
-            if "found invalid values" not in str(error):
-                raise
-            raise NonFiniteError("action", self) from error
-        check_finite(self, "action", action)
-        return action, buffer_action
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        # VecNormalize clips infinities, and the buffer holds what it has not normalized
-        normalizer = self._vec_normalize_env
-        check_finite(self, "observation", new_obs if normalizer is None else normalizer.old_obs)
-        check_finite(self, "reward", reward if normalizer is None else normalizer.old_reward)
-        for env_idx in dones.nonzero()[0]:
-            terminal_obs = infos[env_idx].get("terminal_observation")
-            if terminal_obs is not None:
-                arrays = terminal_obs if isinstance(terminal_obs, dict) else {"terminal_observation": terminal_obs}
-                check_finite(self, "observation", {key: np.asarray(array)[None] for key, array in arrays.items()})
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)

@@ -5,11 +5,11 @@ Everything here looks now and then at a model in training, changes nothing in it
 training is in ``finite.py``, what is refused before training in ``arguments.py``.
 """
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -17,11 +17,21 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch.distributions import Independent, MixtureSameFamily, Normal
 
 from sb3_pathwise.distributions import policy_distribution
-from sb3_pathwise.guards.finite import CheckedSAC
+from sb3_pathwise.guards.rollouts import CheckedSAC
+from sb3_pathwise.guards.scale import off_scale, replayed, replayed_arrays
 
-# Updates between two looks for traps, and states looked at
 UPDATES_BETWEEN_LOOKS = 1_000
-N_STATES = 256
+
+
+def warn_of_scale(model: CheckedSAC) -> None:
+    """
+    Look at the scale of what is in the replay buffer when learning starts: what is too large may end training long before the
+    first look of ``warn_of_traps``. (What is small may still grow.)
+
+    :param model: The model, about to be updated
+    """
+    if model._n_updates == 0:
+        _warn(model, _scale_traps(model, also_small=False))
 
 
 def warn_of_traps(model: CheckedSAC, gradient_steps: int) -> None:
@@ -32,52 +42,20 @@ def warn_of_traps(model: CheckedSAC, gradient_steps: int) -> None:
     :param gradient_steps: Updates since the last call
     """
     interval = UPDATES_BETWEEN_LOOKS
-    if model._n_updates // interval == (model._n_updates - gradient_steps) // interval:
-        return
-    for trap, message in _traps(model):
+    if model._n_updates // interval > (model._n_updates - gradient_steps) // interval:
+        _warn(model, _scale_traps(model), _entropy_traps(model), _actor_traps(model))
+
+
+def _warn(model: CheckedSAC, *traps: Iterator[tuple[str, str]]) -> None:
+    for trap, message in itertools.chain(*traps):
         if trap not in model._warned_of:
             model._warned_of.append(trap)
             warnings.warn(f"At step {model.num_timesteps}, after {model._n_updates} updates: {message}", UserWarning)
 
 
-def _traps(model: SAC) -> Iterator[tuple[str, str]]:
-    yield from _scale_traps(model)
-    yield from _entropy_traps(model)
-    yield from _actor_traps(model)
-
-
-def _replayed(model: SAC, array: np.ndarray) -> np.ndarray:
-    """
-    Up to N_STATES rows of an array of the replay buffer, evenly spread: no random number is drawn.
-    """
-    assert model.replay_buffer is not None
-    rows = np.linspace(0, model.replay_buffer.size() - 1, N_STATES).astype(int)
-    return array[rows, np.arange(N_STATES) % model.n_envs]
-
-
-def _scale_traps(model: SAC) -> Iterator[tuple[str, str]]:
-    buffer, normalizer = model.replay_buffer, model._vec_normalize_env
-    assert buffer is not None
-    arrays: dict[str, np.ndarray] = {}
-    if normalizer is None or not normalizer.norm_reward:
-        arrays["rewards"] = buffer.rewards
-    if isinstance(buffer.observations, dict):
-        normalized = normalizer.norm_obs_keys or [] if normalizer is not None and normalizer.norm_obs else []
-        arrays |= {f"observations {key!r}": obs for key, obs in buffer.observations.items() if key not in normalized}
-    elif normalizer is None or not normalizer.norm_obs:
-        arrays["observations"] = buffer.observations
-    for name, array in arrays.items():
-        # Integers are images, which SB3 divides by 255, or categories
-        if array.dtype.kind != "f" or array.size == 0:
-            continue
-        values = np.abs(_replayed(model, array).astype(np.float64)).reshape(N_STATES, -1)
-        largest_rms, largest = np.sqrt(np.square(values).mean(axis=0).max()), values.max()
-        if largest_rms > 100 or 0 < largest < 0.01:
-            yield (
-                f"scale of {name}",
-                f"{name} are far from unit scale (largest root mean square {largest_rms:.3g}, largest absolute value "
-                f"{largest:.3g}). Networks learn badly from them: wrap the environment in VecNormalize, or rescale them.",
-            )
+def _scale_traps(model: SAC, also_small: bool = True) -> Iterator[tuple[str, str]]:
+    for name, finding, remedy in off_scale(replayed_arrays(model), also_small):
+        yield f"scale of {name}", f"{finding}. {remedy}"
 
 
 def _entropy_traps(model: SAC) -> Iterator[tuple[str, str]]:
@@ -146,8 +124,8 @@ def _replayed_observations(model: SAC) -> PyTorchObs:
     observations: Any = buffer.observations
     if isinstance(observations, dict):
         obs: Any = buffer._normalize_obs(
-            {key: _replayed(model, array) for key, array in observations.items()}, model._vec_normalize_env
+            {key: replayed(model, array) for key, array in observations.items()}, model._vec_normalize_env
         )
         return {key: buffer.to_torch(array) for key, array in obs.items()}
-    obs = buffer._normalize_obs(_replayed(model, observations), model._vec_normalize_env)
+    obs = buffer._normalize_obs(replayed(model, observations), model._vec_normalize_env)
     return buffer.to_torch(obs)

@@ -17,7 +17,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_pathwise.guards import NonFiniteError
+from sb3_pathwise.engines import choose_engine
+from sb3_pathwise.engines.kernels.linear import products
+from sb3_pathwise.guards.finite import CHECKPOINTS, NonFiniteError, first_not_finite
+from sb3_pathwise.learner import ActorCritic
 from sb3_pathwise.persistence import storage
 from sb3_pathwise.persistence.environments import check_restorable, knows_whole_state, make_restorable
 from sb3_pathwise.persistence.state import Baseline, fill_replay_buffer, get_state, load_state, set_state, share_spaces
@@ -160,9 +163,9 @@ class ExactCheckpointCallback(BaseCallback):
         if not self._checked and not knows_whole_state(self.training_env):
             check_restorable(self.training_env)
         self._checked = True
-        for name, value in model.policy.state_dict().items():
-            if not th.isfinite(value).all():
-                raise NonFiniteError("parameter", model, f" ({name})")
+        name = first_not_finite(model.policy.state_dict().items())
+        if name is not None:
+            raise NonFiniteError("parameter", model, f" ({name})", spared="It is not saved.")
         self._sequence += 1
         self._last_save = model.num_timesteps
         try:
@@ -175,6 +178,7 @@ class ExactCheckpointCallback(BaseCallback):
                 f"the next attempt is due in {self.every} steps."
             )
         else:
+            CHECKPOINTS[model] = model.num_timesteps
             if self.verbose >= 2:
                 print(f"Saving exact checkpoint to {checkpoint}")
 
@@ -210,6 +214,7 @@ def resume(save_path: str | os.PathLike[str], env: GymEnv | str, device: th.devi
     # Until learn() has put back the rest
     model.replay_buffer.sample = _forbid_sampling  # type: ignore[method-assign]
     dones = model.replay_buffer.dones[: model.replay_buffer.size()].copy()
+    CHECKPOINTS[model] = model.num_timesteps
     _RESUMED[model] = _Resumed(folder, storage.sequence_of(checkpoint), state, dones)
     return model
 
@@ -249,6 +254,8 @@ def _system(model: OffPolicyAlgorithm) -> dict[str, Any]:
         "capability": th.backends.cpu.get_cpu_capability(),
         "threads": th.get_num_threads(),
         "device": model.device.type,
+        "engine": type(choose_engine(model)).__name__ if isinstance(model, ActorCritic) else None,
+        "products": products(),
     }
 
 

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ def load_weights_only(
     Tensors are read by ``torch.load(weights_only=True)``, hyperparameters and counters if they are plain JSON. Pickled ones
     (always ``train_freq`` and ``replay_buffer_class``, and schedules) are left at their defaults with a warning that names
     them, unless given here; pickled ``policy_kwargs`` have to be given. The policy is chosen by the observation space, unless
-    given. Paths, seed, verbosity and device are never taken from the file.
+    given. Paths, seed, verbosity and device are never taken from the file. Files of SB3 from 0.6 on are read, which ``load()``
+    cannot do without the gym that they were written with.
 
     :param cls: Class of the model
     :param path: Path to the zip file
@@ -62,6 +64,31 @@ def load_weights_only(
     :raises ValueError: if the file is not what ``save()`` writes, or does not suit ``cls`` and ``env``
     """
     members = _read_zip(path, max_bytes)
+    try:
+        return _load(cls, path, env, members, kwargs)
+    except ValueError as error:
+        writer = _old_writer(members)
+        if writer is None:
+            raise
+        raise ValueError(
+            f"{error} {writer} wrote the file. If what is missing cannot be given by name, load it with that SB3, save the "
+            "weights alone by th.save(model.policy.state_dict(), path), and load them here by model.policy.load_state_dict()."
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: data is nested too deeply.") from error
+
+
+def _old_writer(members: dict[str, bytes]) -> str | None:
+    version = members.get("_stable_baselines3_version")
+    if version is None:
+        return "SB3 before 0.9" if "tensors.pth" in members else None
+    text = version.decode("ascii", errors="replace").strip()
+    return f"SB3 {text}" if re.fullmatch(r"[01]\.[\w.]{1,20}", text) else None
+
+
+def _load(
+    cls: type[SelfSAC], path: str | os.PathLike[str], env: GymEnv | str, members: dict[str, bytes], kwargs: dict[str, Any]
+) -> SelfSAC:
     data = _read_json(path, members)
     arguments, pickled = _plain_arguments(cls, path, data)
     arguments |= kwargs
@@ -70,10 +97,17 @@ def load_weights_only(
     env = cls._wrap_env(maybe_make_env(env, verbose=0))
     arguments.setdefault("policy", _default_policy(env))
     tensors = {name.removesuffix(".pth"): _load_tensors(path, name, members[name]) for name in members if name not in _TEXTS}
-
+    if "tensors" in tensors:
+        # Its name before SB3 0.9
+        tensors["pytorch_variables"] = tensors.pop("tensors")
     _check_weights(path, tensors)
+    # Before SB3 0.8, critics were called q1_net and q2_net
+    tensors["policy"] = {
+        re.sub(r"\.q([12])_net\.", lambda match: f".qf{int(match[1]) - 1}.", str(name)): weight
+        for name, weight in tensors["policy"].items()
+    }
     if "policy_kwargs" not in kwargs:
-        _check_policy_kwargs(cls, path, env, arguments, tensors["policy"])
+        _check_policy_kwargs(cls, path, env, arguments, tensors["policy"], data.get("policy_kwargs"))
     try:
         model = cls(env=env, **arguments)
     except MemoryError as error:
@@ -198,11 +232,15 @@ def _load_tensors(path: str | os.PathLike[str], name: str, content: bytes) -> An
     One ``.pth`` file, which holds no more than it says.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            infos = archive.infolist()
-        # Torch stores, it does not compress
-        if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > len(content):
-            raise ValueError("it is compressed")
+        # PyTorch before 1.6 wrote no zip files
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                infos = archive.infolist()
+            # Torch stores, it does not compress
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or sum(i.file_size for i in infos) > len(
+                content
+            ):
+                raise ValueError("it is compressed")
         loaded = th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: {name} does not hold tensors only, or is damaged: {str(error)[:200]}") from error
@@ -232,13 +270,23 @@ def _check_weights(path: str | os.PathLike[str], tensors: dict[str, Any]) -> Non
 
 
 def _check_policy_kwargs(
-    cls: type[SAC], path: str | os.PathLike[str], env: VecEnv, arguments: dict[str, Any], weights: dict[str, th.Tensor]
+    cls: type[SAC],
+    path: str | os.PathLike[str],
+    env: VecEnv,
+    arguments: dict[str, Any],
+    weights: dict[str, th.Tensor],
+    written: Any,
 ) -> None:
     """
     Compare the weights with those of the policy that the file asks for before any memory is spent on it.
     """
     if "policy_kwargs" not in arguments:
-        raise ValueError(f"{path}: policy_kwargs are pickled and refused. Give them by policy_kwargs=dict(...).")
+        # Beside what it pickles, SB3 writes down what can be read
+        readable = {key: value for key, value in (written or {}).items() if key[:1] != ":" and _is_plain(value)}
+        raise ValueError(
+            f"{path}: policy_kwargs are pickled and refused. Give them by policy_kwargs=dict(...); beside the pickle stands "
+            f"{str(readable)[:200]}."
+        )
     policy = arguments["policy"]
     policy_class: Any = cls.policy_aliases.get(policy) if isinstance(policy, str) else policy
     if policy_class is None:
@@ -295,6 +343,8 @@ def _set_tensors(model: SAC, path: str | os.PathLike[str], tensors: dict[str, An
     values = tensors.pop("pytorch_variables")
     if not isinstance(values, dict):
         raise ValueError(f"{path}: pytorch_variables.pth holds no tensors by name.")
+    # Before SB3 1.1, a fixed ent_coef was saved beside the learned one, which was None
+    values = {name: value for name, value in values.items() if value is not None}
     _compare(f"{path}: pytorch_variables.pth", {name: recursive_getattr(model, name) for name in variables}, values)
     model.set_parameters(tensors, exact_match=True, device=model.device)
     for name in variables:

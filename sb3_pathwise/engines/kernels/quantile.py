@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch as th
 from sb3_contrib.tqc.policies import Critic as QuantileNetworks
-from torch.autograd.function import once_differentiable
 
 from sb3_pathwise.critics import ActionValue, Critic
 from sb3_pathwise.critics.quantile import QuantileCritic
@@ -164,13 +163,13 @@ class MeanQuantile(th.autograd.Function):
         return th.stack(values)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None, None]:  # type: ignore[override]
         """
         :param ctx: What ``forward`` left
         :param grad: Gradient with respect to the values
         :return: gradient with respect to the actions
         """
+        # Itself differentiable: between the kinks of its ReLUs, a network's gradient does not change
         (gradient,) = ctx.saved_tensors
         return gradient * grad.unsqueeze(-1), None, None
 
