@@ -1,6 +1,9 @@
 """
 SAC's policies with a choice of action distribution and of critic.
 
+``MlpPolicy``, ``CnnPolicy`` and ``MultiInputPolicy`` are public names, as SAC's: to be given to an algorithm, to be derived
+from, and to load what ``policy.save()`` wrote. With SAC's distribution and critic, SAC's own policies load that too.
+
 Networks only, all of them stock modules. The distributions themselves are in ``distributions.py``, what a critic is in
 ``critics/``, what is learned with them in ``update.py``.
 """
@@ -19,6 +22,8 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, SACP
 
 from sb3_pathwise.critics import CRITICS
 from sb3_pathwise.distributions import BetaDistribution, SplitDistribution, SquashedGaussianMixtureDistribution
+
+__all__ = ["CnnPolicy", "DistributionPolicy", "MlpPolicy", "MultiInputPolicy"]
 
 
 class DistributionActor(Actor):

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.torch_layers import CombinedExtractor
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pathwise import ExactCheckpointCallback, LikelihoodRatioAC, PathwiseAC
@@ -338,6 +340,38 @@ def test_one_outlier_is_behind_it(make_model: Any) -> None:
         # When learning starts, it is not seen
         warnings.simplefilter("error")
         model.learn(1)
+
+
+class ListBuffer(ReplayBuffer):
+    """A user's own, which keeps a list where SB3 keeps arrays."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self.observations, self.next_observations, self.actions, self.rewards
+        self.transitions: list[list[Any]] = []
+
+    def add(self, *transition: Any) -> None:
+        self.transitions.append(list(transition[:5]))
+
+    def size(self) -> int:
+        return len(self.transitions)
+
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        chosen = [self.transitions[i] for i in np.random.randint(len(self.transitions), size=batch_size)]
+        obs, next_obs, actions, rewards, dones = map(np.concatenate, zip(*chosen, strict=True))
+        columns = (obs, actions, next_obs, dones[:, None], rewards[:, None])
+        return ReplayBufferSamples(*(self.to_torch(column.astype(np.float32)) for column in columns))
+
+
+@pytest.mark.usefixtures("look_often")
+def test_replay_buffer_of_the_users(make_model: Any) -> None:
+    """What it keeps is its own business; what it hands out is looked at."""
+    model = make_model(PathwiseAC, replay_buffer_class=ListBuffer).learn(50)
+    assert model._n_updates == 30
+    for transition in model.replay_buffer.transitions:
+        transition[3] = transition[3] * np.nan
+    with pytest.raises(NonFiniteError, match=r"reward .*\(in the batch's rewards; seen in \w+\).* a sample\(\) of your own"):
+        model.train(1, 16)
 
 
 def test_noise_is_not_blamed_on_the_scale(make_model: Any) -> None:

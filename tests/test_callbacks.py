@@ -438,7 +438,7 @@ def test_arguments_of_the_routes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's own where the route is its own, also in a subclass; the defaults otherwise."""
     calls = []
 
-    def spy(dist: Any, objective: Any, n_samples: int, baseline: str) -> th.Tensor:
+    def spy(dist: Any, objective: Any, n_samples: int = 8, baseline: str = "leave_one_out") -> th.Tensor:
         calls.append((n_samples, baseline))
         return likelihood_ratio(dist, objective, n_samples, baseline)
 

@@ -93,6 +93,20 @@ def test_her_dict_learns(run) -> None:
     assert before < 0.1 and after > 0.9
 
 
+def test_action_bounds(run) -> None:
+    """The warning, and that it is gone with the bounds it advises."""
+    output = run("action_bounds.py", "--timesteps", "1050")
+    wide, advised = output.split("Box(-2.0, 2.0, (1,), float32):\n")
+    assert wide.startswith("Box(-100.0, 100.0, (1,), float32):\n  The action space is wide (-100 to 100 in dimension 0)")
+    assert "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high))" in wide
+    assert re.fullmatch(r"  no warning\n1050 steps within \+-2: mean return -\d+\.\d \+/- \d+\.\d\n", advised)
+
+
+@pytest.mark.slow
+def test_action_bounds_learns(run) -> None:
+    assert float(re.search(r"mean return (\S+)", run("action_bounds.py"))[1]) > -200
+
+
 def test_evaluation_callbacks_stop(run) -> None:
     output = run("evaluation_callbacks.py", "--timesteps", "1000", "--eval-freq", "100", "--threshold=-10000")
     assert "ended at step 100\n" in output

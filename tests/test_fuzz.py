@@ -222,7 +222,7 @@ WRONG: dict[str, list[Any]] = {
     "precision": ["float64", None, th.bfloat16],
     "sde_sample_freq": ["often", 1.5],
     "stats_window_size": [-1, 0, 1.5, "all"],
-    "n_action_samples": [0, -1, 2.5, "8", None],
+    "n_action_samples": [0, -1, 2.5, "8"],
     "baseline": ["mean", 0],
     "action_noise": ["noise", NormalActionNoise(np.zeros(7), np.ones(7))],
     "replay_buffer_class": [HerReplayBuffer, dict, "ReplayBuffer"],

@@ -247,10 +247,10 @@ def test_score_of_draws_without_a_graph(make_still: MakeModel, engine: str) -> N
 
     def route(dist: Any, objective: Any) -> th.Tensor:
         with th.no_grad():
-            x = dist.rsample()
-            value = objective(x.unsqueeze(0))[0]
+            x = dist.rsample((1,))
+            values = objective(x)
         log_prob = dist.log_prob(x)
-        return value + value * (log_prob - log_prob.detach())
+        return (values + values * (log_prob - log_prob.detach()))[0]
 
     model = make_still(make_class(route), engine)
     th.manual_seed(0)

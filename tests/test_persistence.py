@@ -43,6 +43,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_pathwise import LikelihoodRatioAC, PathwiseAC
 from sb3_pathwise.callbacks import GradientProbeCallback
+from sb3_pathwise.engines.fused import FusedEngine
 from sb3_pathwise.guards import NonFiniteError
 from sb3_pathwise.persistence import ExactCheckpointCallback, RestorableEnv, resume, storage
 from sb3_pathwise.persistence.environments import NotRestorableError
@@ -718,6 +719,20 @@ def test_other_software_is_warned_about(new_model: Any, tmp_path: Path, monkeypa
     monkeypatch.setattr(th, "__version__", "1.0")
     with pytest.warns(UserWarning, match="comes from another system.*torch: .* then, 1.0 now"):
         resume(tmp_path, SETTINGS["plain"][0]())
+
+
+def test_another_engine_is_warned_about(tmp_path: Path) -> None:
+    model = PathwiseAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}, learning_starts=10, seed=0, device="cpu")
+    model.learn(400, callback=ExactCheckpointCallback(tmp_path, every=200))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resume(tmp_path, "Pendulum-v1", device="cpu")
+    (checkpoint, *_) = storage.checkpoints(tmp_path)
+    assert storage.verify(checkpoint)["engine"] == "FusedEngine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FusedEngine, "reason_not", staticmethod(lambda model: "it is not here"))
+        with pytest.warns(UserWarning, match="another system.*engine: FusedEngine then, EagerEngine now"):
+            resume(tmp_path, "Pendulum-v1", device="cpu")
 
 
 # --- Killed

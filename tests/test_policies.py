@@ -2,17 +2,24 @@
 Policies with another distribution than SAC's: every kind of network, deterministic prediction, and what a mixture is for.
 """
 
+import copy
+import pickle
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC
+from stable_baselines3 import SAC, sac
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_pathwise import LikelihoodRatioAC, MixedAC, PathwiseAC
+import sb3_pathwise
+from sb3_pathwise import LikelihoodRatioAC, MixedAC, PathwiseAC, policies
 from sb3_pathwise.distributions import policy_distribution
 
 MakeModel = Callable[..., Any]
@@ -101,6 +108,79 @@ def test_actions_are_scaled_to_their_space(make_model: MakeModel, distribution: 
     assert (actions > env.action_space.low).all() and (actions < env.action_space.high).all()
     # Untrained policies fill the space
     assert (actions.std(axis=0) > 0.1 * (env.action_space.high - env.action_space.low)).all()
+
+
+def test_policies_are_public() -> None:
+    """Under SAC's names, from the package as SAC's from ``stable_baselines3.sac``."""
+    for name in ("MlpPolicy", "CnnPolicy", "MultiInputPolicy"):
+        cls = getattr(policies, name)
+        assert getattr(sb3_pathwise, name) is cls and name in sb3_pathwise.__all__ and name in policies.__all__
+        assert issubclass(cls, getattr(sac, name)) and PathwiseAC.policy_aliases[name] is cls
+    assert isinstance(PathwiseAC(sb3_pathwise.MlpPolicy, "PointVector-v0", buffer_size=10).policy, policies.MlpPolicy)
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("env, policy", NETWORKS)
+def test_saved_policies(make_model: MakeModel, tmp_path: Path, env: str, policy: str, use_sde: bool) -> None:
+    """As SB3's documentation saves and loads them: what is SAC's loads as SAC's, and SAC's as ours."""
+    path = tmp_path / "policy.pkl"
+    for saver, loader in ((PathwiseAC, sac), (SAC, policies), (PathwiseAC, policies)):
+        model = make_model(saver, env, policy, use_sde=use_sde).learn(30)
+        model.policy.save(path)
+        loaded = getattr(loader, policy).load(path)
+        obs = get_obs(model)
+        np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("policy_kwargs", [{"distribution": "beta"}, {"critic": "quantile", "n_quantiles": 5}])
+def test_saved_policies_of_our_own(make_model: MakeModel, tmp_path: Path, policy_kwargs: dict[str, Any]) -> None:
+    model = make_model(PathwiseAC, policy_kwargs=policy_kwargs).learn(30)
+    model.policy.save(tmp_path / "policy.pkl")
+    loaded = policies.MlpPolicy.load(tmp_path / "policy.pkl")
+    obs = get_obs(model)
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    for name, tensor in model.policy.state_dict().items():
+        assert th.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("engine", ["eager", "auto"])
+def test_exports_are_of_sacs_size_and_kind(make_model: MakeModel, engine: str) -> None:
+    """Whichever engine has trained: nothing of it is in a policy, so that it can be scripted, pickled and copied."""
+    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [256, 256]}, "batch_size": 256}
+    model, reference = make_model(PathwiseAC, engine=engine, **kwargs), make_model(SAC, **kwargs)
+    for trained in (model, reference):
+        trained.learn(40)
+    obs = th.as_tensor(get_obs(model))
+    with th.no_grad():
+        assert th.equal(th.jit.script(model.actor.latent_pi)(obs), model.actor.latent_pi(obs))
+    for dumps in (pickle.dumps, cloudpickle.dumps, lambda policy: pickle.dumps(copy.deepcopy(policy))):
+        assert len(dumps(model.policy)) == pytest.approx(len(dumps(reference.policy)), rel=0.01)
+    for other in (pickle.loads(pickle.dumps(model.policy)), copy.deepcopy(model.policy)):
+        assert np.array_equal(
+            other.predict(obs.numpy(), deterministic=True)[0], model.predict(obs.numpy(), deterministic=True)[0]
+        )
+
+
+@pytest.mark.parametrize("distribution", ["beta", "gaussian_mixture"])
+def test_predict_from_threads(make_model: MakeModel, distribution: str) -> None:
+    """Two ask at a time, each for states of its own, and get what they would have got alone."""
+    model = make_model(LikelihoodRatioAC, policy_kwargs={"distribution": distribution}).learn(30)
+    asked = [np.random.default_rng(seed).uniform(-1, 1, (600, 1, 2)).astype(np.float32) for seed in range(2)]
+
+    def answers(observations: np.ndarray) -> np.ndarray:
+        return np.stack([model.predict(obs, deterministic=True)[0] for obs in observations])
+
+    alone = [answers(observations) for observations in asked]
+    interval = sys.getswitchinterval()
+    # Threads take turns within a prediction
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            together = list(pool.map(answers, asked))
+    finally:
+        sys.setswitchinterval(interval)
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(one - other).max() <= 1e-6
 
 
 @pytest.mark.parametrize("n_components", [1, 2, 6])

@@ -5,6 +5,7 @@ The command line and what rl_zoo3 must be taught, as a user meets them: an insta
 The configuration files themselves are in ``test_zoo_configs.py``, ``compare`` and ``report`` in their own files.
 """
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -319,6 +320,9 @@ def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["-conf", "incomplete.yml"], "n_timesteps"),
         (["--storage", "sqlite:///none.db", "--study-name", "s", "--trial-id", "0"], "no study s with a trial 0"),
         (["-f", "file/logs"], "file/logs"),
+        (["-params", "learning_rate:lin_1e-3"], "a text needs quotes: -params \"learning_rate:'lin_1e-3'\""),
+        (["-params", "gamma:0.9", "learning_rate:1e-"], "learning_rate:1e- has no value that Python can read"),
+        (["--env-kwargs", "g"], "--env-kwargs: g is not of the form name:value"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -332,6 +336,20 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert error.startswith("sb3-pathwise train: error: ") and message in error
     assert error.count("\n") == 1
     assert not list(in_process.glob("logs/*/*_1"))
+
+
+def test_a_text_in_quotes_is_taken(in_process: Path) -> None:
+    """As the message for one without says."""
+    command = ["train", "--algo", "pathwise_ac", "--env", "Pendulum-v1", "-n", "100", "--eval-freq", "-1", *TINY]
+    assert cli.main([*command, "learning_rate:'lin_1e-3'"]) == 0
+    config = dict(yaml.unsafe_load(Path("logs/pathwise_ac/Pendulum-v1_1/Pendulum-v1/config.yml").read_text()))
+    assert config["learning_rate"] == "lin_1e-3"
+
+
+@pytest.mark.parametrize("command", ["bench", "compare"])
+def test_every_argument_of_our_own_has_help(command: str) -> None:
+    parser = importlib.import_module(f"sb3_pathwise.experiments.{command}").make_parser()
+    assert [action.dest for action in parser._actions if not action.help] == []
 
 
 def test_unknown_algorithm_is_argparse_s(in_process: Path, capsys: pytest.CaptureFixture) -> None:

@@ -111,7 +111,14 @@ def make_parser() -> argparse.ArgumentParser:
         prog="sb3-pathwise bench",
         description="Measure time and memory of our algorithms and of others, in turn within one run.",
     )
-    parser.add_argument("--algos", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS), metavar="ALGO")
+    parser.add_argument(
+        "--algos",
+        nargs="+",
+        choices=IMPLEMENTATIONS,
+        default=list(IMPLEMENTATIONS),
+        metavar="ALGO",
+        help=f"what is measured (default: all that is installed of {', '.join(IMPLEMENTATIONS)})",
+    )
     parser.add_argument("--envs", nargs="+", metavar="ENV", help="default: HalfCheetah-v5 Pendulum-v1")
     parser.add_argument("--threads", nargs="+", type=positive, metavar="N", help="torch's threads (default: 1 2)")
     parser.add_argument("--repetitions", type=positive, metavar="N", help="turns of every algorithm (default: 15)")
@@ -119,7 +126,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="torch's, such as cuda (memory is always that of the CPU)")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for every algorithm")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how cost grows")
-    parser.add_argument("--quick", action="store_true", help="Pendulum-v1, 1 thread, 3 turns of 30 steps: minutes become one")
+    parser.add_argument(
+        "--quick", action="store_true", help="Pendulum-v1, 1 thread, 3 turns of 12 steps: a minute of CPU time"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench"), metavar="FOLDER", help="default: bench")
     parser.add_argument("--table", type=Path, metavar="JSON", help="measure nothing, print this report as README has it")
     parser.add_argument("--memory-of", nargs=2, metavar=("ALGO", "ENV"), help=argparse.SUPPRESS)

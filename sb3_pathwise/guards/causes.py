@@ -13,7 +13,7 @@ import numpy as np
 from stable_baselines3 import SAC
 
 from sb3_pathwise.guards.finite import NonFiniteError, first_not_finite
-from sb3_pathwise.guards.scale import off_scale, replayed_arrays
+from sb3_pathwise.guards.scale import is_readable, off_scale, replayed_arrays
 
 # Parts of a batch, and how alarms call what they hold
 _QUANTITIES = {
@@ -84,8 +84,8 @@ def _stored(model: SAC, field: str) -> np.ndarray | None:
     """
     buffer: Any = model.replay_buffer
     # With optimize_memory_usage, next observations are the observations of the next row
-    arrays: Any = getattr(buffer, field, buffer.observations if field == "next_observations" else None)
-    if arrays is None:
+    arrays: Any = getattr(buffer, field, getattr(buffer, "observations", None) if field == "next_observations" else None)
+    if arrays is None or not is_readable(model):
         return None
     size = buffer.size()
     parts = arrays.values() if isinstance(arrays, dict) else [arrays]

@@ -14,6 +14,17 @@ N_TRANSITIONS = 256
 LARGE, SMALL = 100.0, 0.01
 
 
+def is_readable(model: SAC) -> bool:
+    """
+    :param model: The model in training
+    :return: whether its replay buffer keeps arrays as SB3's do, which one of a user's own need not
+    """
+    observations = getattr(model.replay_buffer, "observations", None)
+    parts = list(observations.values()) if isinstance(observations, dict) else [observations]
+    parts += [getattr(model.replay_buffer, name, None) for name in ("actions", "rewards")]
+    return all(isinstance(part, np.ndarray) for part in parts)
+
+
 def replayed(model: SAC, array: np.ndarray) -> np.ndarray:
     """
     :param model: The model in training
@@ -30,8 +41,10 @@ def replayed_arrays(model: SAC) -> dict[str, np.ndarray]:
     :param model: The model in training
     :return: rows of the replay buffer by the names of its parts, except for those that VecNormalize will scale
     """
-    buffer, normalizer = model.replay_buffer, model._vec_normalize_env
-    assert buffer is not None
+    if not is_readable(model):
+        return {}
+    buffer: Any = model.replay_buffer
+    normalizer = model._vec_normalize_env
     arrays: dict[str, Any] = {"actions": buffer.actions}
     if normalizer is None or not normalizer.norm_reward:
         arrays["rewards"] = buffer.rewards

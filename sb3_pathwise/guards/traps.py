@@ -18,7 +18,7 @@ from torch.distributions import Independent, MixtureSameFamily, Normal
 
 from sb3_pathwise.distributions import policy_distribution
 from sb3_pathwise.guards.rollouts import CheckedSAC
-from sb3_pathwise.guards.scale import off_scale, replayed, replayed_arrays
+from sb3_pathwise.guards.scale import is_readable, off_scale, replayed, replayed_arrays
 
 UPDATES_BETWEEN_LOOKS = 1_000
 
@@ -91,6 +91,8 @@ def _actor_traps(model: SAC) -> Iterator[tuple[str, str]]:
 
 
 def _squashed_gaussian_traps(model: SAC) -> Iterator[tuple[str, str]]:
+    if not is_readable(model):
+        return
     # Batch norm must not learn from this look; rollouts and updates set the mode they need
     model.policy.set_training_mode(False)
     with th.no_grad():

@@ -17,7 +17,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_pathwise.engines import choose_engine
+from sb3_pathwise.engines.kernels.linear import products
 from sb3_pathwise.guards.finite import CHECKPOINTS, NonFiniteError, first_not_finite
+from sb3_pathwise.learner import ActorCritic
 from sb3_pathwise.persistence import storage
 from sb3_pathwise.persistence.environments import check_restorable, knows_whole_state, make_restorable
 from sb3_pathwise.persistence.state import Baseline, fill_replay_buffer, get_state, load_state, set_state, share_spaces
@@ -251,6 +254,8 @@ def _system(model: OffPolicyAlgorithm) -> dict[str, Any]:
         "capability": th.backends.cpu.get_cpu_capability(),
         "threads": th.get_num_threads(),
         "device": model.device.type,
+        "engine": type(choose_engine(model)).__name__ if isinstance(model, ActorCritic) else None,
+        "products": products(),
     }
 
 

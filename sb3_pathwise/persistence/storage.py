@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from sb3_pathwise.persistence.atomic import remove_folder, synced_file, whole_folder
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"checkpoint_(\d+)_(\d+)_steps")
 # Of folders that are being written or removed: no reader looks at them
 _UNFINISHED, _DOOMED = ".unfinished_", ".doomed_"
@@ -65,9 +65,14 @@ def write(folder: Path, sequence: int, num_timesteps: int, writers: dict[str, Wr
     # A corrupt one may have the name
     with whole_folder(final, unfinished, _doomed(final)):
         files = {file_name: _write_file(unfinished / file_name, writer) for file_name, writer in writers.items()}
-        manifest = json.dumps({"format": FORMAT, "files": files, "info": info}, indent=1).encode()
-        _write_file(unfinished / MANIFEST, lambda file: file.write(manifest))
+        manifest: dict[str, Any] = {"format": FORMAT, "files": files, "info": info}
+        text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1).encode()
+        _write_file(unfinished / MANIFEST, lambda file: file.write(text))
     return final
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -101,6 +106,8 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
             raise CorruptCheckpointError(f"{checkpoint}: format {manifest['format']}, this version reads {FORMAT}")
+        if manifest.pop("sha256") != _digest(manifest):
+            raise CorruptCheckpointError(f"{checkpoint}: {MANIFEST} is not what was written")
         for name, expected in manifest["files"].items():
             sha256 = hashlib.sha256()
             with open(checkpoint / name, "rb") as file:

@@ -7,7 +7,8 @@ import rl_zoo3: ``register`` does.
 
 What rl_zoo3 2.9 does not do for an algorithm from outside, and who does it:
 
-- The ``--algo`` choices, and a search space and a converter for ``-optimize`` and ``--trial-id``: ``register``.
+- The ``--algo`` choices, which are looked at before ``--gym-packages`` are imported, and a search space and a converter for
+  ``-optimize`` and ``--trial-id``: ``register``.
 - A configuration file without ``--conf-file``: ``register``, through ``registry.ExperimentManager``.
 - ``--trial-id 0``, which it takes for no trial, and the empty folder that ``-optimize`` or a mistake leaves, which it takes
   for the latest run when it looks for a model: ``ExperimentManager``.

@@ -148,7 +148,7 @@ def run_zoo(name: str, arguments: list[str]) -> None:
 
     registry.register(replay_buffer=name not in PLAYERS)
     arguments = with_default_folder(name, arguments)
-    with replaced(sys, "argv", [f"sb3-pathwise {name}", *arguments]):
+    with replaced(sys, "argv", [f"sb3-pathwise {name}", *arguments]), values_that_are_no_python_named():
         if name == "train":
             from rl_zoo3.train import train
 
@@ -197,6 +197,32 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def values_that_are_no_python_named() -> Iterator[None]:
+    """
+    Say which value rl_zoo3 cannot evaluate, and how to write it.
+
+    :raises ValueError: if there is one
+    """
+    from rl_zoo3.utils import StoreDict
+
+    store: Any = StoreDict.__call__
+
+    def check_and_store(self: Any, parser: Any, namespace: Any, values: list[str], option_string: str | None = None) -> None:
+        for item in values:
+            try:
+                store(self, parser, argparse.Namespace(), [item], option_string)
+            except Exception as error:
+                key, colon, value = item.partition(":")
+                reason = "is not of the form name:value" if not colon else f"has no value that Python can read ({error})"
+                quoted = f"; a text needs quotes: {option_string} \"{key}:'{value}'\"" if colon else ""
+                raise ValueError(f"{option_string}: {item} {reason}{quoted}") from error
+        store(self, parser, namespace, values, option_string)
+
+    with replaced(StoreDict, "__call__", check_and_store):
+        yield
 
 
 @contextlib.contextmanager

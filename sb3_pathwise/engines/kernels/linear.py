@@ -52,6 +52,15 @@ def uses_onednn(dtype: th.dtype) -> bool:
     return dtype is th.float32 and not (th.backends.mkl.is_available() and _is_intel())
 
 
+def products() -> str:
+    """
+    :return: the library of large products in single precision, and its version
+    """
+    name = "MKL-DNN" if uses_onednn(th.float32) else "Math Kernel Library"
+    lines = [line.strip(" -") for line in th.__config__.show().splitlines()]
+    return next((line.partition(" (")[0] if "DNN" in line else line for line in lines if name in line), "PyTorch's BLAS")
+
+
 def _is_intel() -> bool:
     try:
         return "GenuineIntel" in pathlib.Path("/proc/cpuinfo").read_text()
