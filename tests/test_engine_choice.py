@@ -113,6 +113,13 @@ def tie_layers(model: Any) -> None:
     renew(model.critic)
 
 
+def two_groups(actor: Any) -> None:
+    renew(actor)
+    heads = {"params": actor.optimizer.param_groups[0]["params"][-2:], "weight_decay": 0.1}
+    del actor.optimizer.param_groups[0]["params"][-2:]
+    actor.optimizer.add_param_group(heads)
+
+
 def accumulate(network: Any, patch: pytest.MonkeyPatch) -> None:
     network.zero_grad()
     patch.setattr(network.optimizer, "zero_grad", lambda: None)
@@ -143,6 +150,7 @@ CHANGES: dict[str, tuple[str, Callable[[Any, pytest.MonkeyPatch], Any]]] = {
     "surrogate of the class": ("actor_surrogate is", lambda m, p: patch_method(ActorCritic, "actor_surrogate", p)),
     "route of the class": ("route, pathwise, reaches parameters", lambda m, p: wrap_route(m)),
     "optimizer": ("weight_decay=0.1", lambda m, p: renew(m.actor, weight_decay=0.1)),
+    "groups": ("several groups", lambda m, p: two_groups(m.actor)),
     "state": ("the state of its Adam", lambda m, p: [s.update(more=s["step"]) for s in m.actor.optimizer.state.values()]),
     "zero_grad": ("its optimizer has hooks", lambda m, p: accumulate(m.actor, p)),
     "layers that share": ("layers share them", lambda m, p: tie_layers(m)),
@@ -221,6 +229,7 @@ def test_what_it_cannot_follow_is_as_in_eager(make_filled: MakeModel, monkeypatc
         ("log_ent_coef is not SAC's", "twin", lambda m: setattr(m, "log_ent_coef", th.zeros((), requires_grad=True))),
         ("a critic is a Critic", "quantile", lambda m: setattr(m.policy, "critic_rule", CRITICS["twin"]())),
         ("Wide is not a Sequential", "quantile", lambda m: setattr(m.critic.qf0, "__class__", Wide)),
+        ("there are more critics than targets", "twin", lambda m: m.critic_target.q_networks.pop()),
         ("there are more critics than targets", "quantile", lambda m: m.critic_target.q_networks.pop()),
         ("Wide is not a Sequential", "batch_renorm", lambda m: setattr(m.critic.qf0, "__class__", Wide)),
         ("contains LayerNorm", "batch_renorm", lambda m: m.critic.qf0.__setitem__(0, nn.LayerNorm(4))),
