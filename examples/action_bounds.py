@@ -3,10 +3,11 @@ Bounds of actions that are wider than what the environment can use: SAC explores
 
 Pendulum-v1 has a torque of 2 at most. Here it gets the box of +-100 that IsaacLab gave to environments without one
 (https://github.com/isaac-sim/IsaacLab/issues/5080). The model is made twice: with that box, when it warns, and with the bounds
-that the warning advises, with which it trains.
+that the warning advises, with which it trains. (Pendulum clips what goes beyond, so that it learns with both; the robots of
+that issue did not.)
 
     python examples/action_bounds.py
-    python examples/action_bounds.py --bound 100    # to see what becomes of it without
+    python examples/action_bounds.py --bound 100    # as extreme as can be
 """
 
 import argparse
