@@ -123,6 +123,7 @@ ROUTES: dict[str, tuple[type[ActorCritic], Callable, str]] = {
     "mixed": (MixedAC, partial(mixed, n_samples=8), "#CC79A7"),
 }
 CRITIC_NAMES = {"gear": "critic given the gear", "twin": "critic given the lever's position"}
+FIGURES = Path(__file__).parent / "figures" / "gearbox"
 # Student's t, 97.5 %, by degrees of freedom
 T = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
@@ -205,17 +206,17 @@ def measure_gradients(model: ActorCritic, critic: str, n_draws: int) -> list[dic
             gradient, variance = staircase(f(middles.unsqueeze(1).expand(-1, len(loc))), edges, loc, scale)
         for route in ROUTES:
             draws = estimates(route, f, loc, scale, n_draws)
-            means = draws.mean(0)
+            means, variances = draws.mean(0), draws.var(0)
+            numbers = {
+                "gradient": means.mean(),
+                "gradient_theory": gradient.mean(),
+                "standard_error": (variances.mean() / draws.numel()).sqrt(),
+                "share": (means * gradient).sum() / gradient.square().sum(),
+                "variance": variances.mean(),
+                "likelihood_ratio_theory": variance.mean(),
+            }
             row: dict[str, Any] = {"critic": critic, "what": what, "at": at, "route": route, "policy_std": policy_std}
-            row |= {
-                "gradient": means.mean().item(),
-                "standard_error": (draws.var(0).mean() / n_draws / len(loc)).sqrt().item(),
-            }
-            row |= {
-                "gradient_theory": gradient.mean().item(),
-                "share": ((means * gradient).sum() / gradient.square().sum()).item(),
-            }
-            row |= {"variance": draws.var(0).mean().item(), "likelihood_ratio_theory": variance.mean().item()}
+            row |= {name: number.item() for name, number in numbers.items()}
             rows.append(row)
 
     one = th.tensor([[-0.2, 0.0, 0.0]])
@@ -251,11 +252,11 @@ def intervals(path: Path) -> dict[tuple[str, str], tuple[list[float], float, flo
     returns: dict[tuple[str, str], list[float]] = {}
     for row in read_csv(path):
         returns.setdefault((row["critic"], row["route"]), []).append(float(row["return"]))
-    return {
-        key: (values, statistics.fmean(values), T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)))
-        for key, values in sorted(returns.items())
-        if len(values) > 1
-    }
+    found = {}
+    for key, values in sorted(returns.items()):
+        half = T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        found[key] = (values, statistics.fmean(values), half)
+    return found
 
 
 def draw(folder: Path) -> None:
@@ -272,7 +273,7 @@ def draw(folder: Path) -> None:
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         returns, gradient, variance = figure.subplots(1, 3)
     found = intervals(folder / "returns.csv")
-    for y, ((critic, route), (values, mean, half)) in enumerate(found.items()):
+    for y, ((_, route), (values, mean, half)) in enumerate(found.items()):
         colour = ROUTES[route][2]
         returns.plot(values, [-y] * len(values), "o", color=colour, markersize=4, alpha=0.5)
         returns.errorbar(mean, -y - 0.25, xerr=half, fmt="D", color=colour, capsize=3, markersize=5)
@@ -313,10 +314,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timesteps", type=int, default=8_000, help="of each training (default: 8000)")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each (default: 5)")
+    parser.add_argument("--eval-episodes", type=int, default=20, help="after each training (default: 20)")
     parser.add_argument("--draws", type=int, default=500, help="of each gradient that is measured (default: 500)")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "figures" / "gearbox", help="folder to write to"
-    )
+    parser.add_argument("--output", type=Path, default=FIGURES, help="folder to write to")
     parser.add_argument("--plot", action="store_true", help="do not train, only read the CSVs that are there")
     args = parser.parse_args()
     # More threads only slow small networks down, and would round otherwise
@@ -335,7 +335,7 @@ def main() -> None:
                 append_csv(args.output / "gradients.csv", measure_gradients(model, critic, args.draws))
             env = Monitor(TimeLimit(Truck(), 120))
             env.reset(seed=1_000 + seed)
-            mean_return, _ = evaluate_policy(model, env, n_eval_episodes=20)
+            mean_return, _ = evaluate_policy(model, env, args.eval_episodes)
             append_csv(path, [{"critic": critic, "route": route, "seed": seed, "return": float(mean_return)}])
             print(f"{critic:5} {route:17} seed {seed}: {mean_return:.1f}", flush=True)
 

@@ -220,15 +220,16 @@ def samples_to_match(point: dict[Estimator, dict[str, float]]) -> float:
 
 def summarise(path: Path) -> None:
     measured = read_csv(path)
-    print(f"\n{path.stem}: variance of one gradient, and the number of samples K with which the likelihood ratio matches")
-    print("   steps   std | pathwise 1 | LR 2       LR 8       LR 32      (leave-one-out) | mixed 8    measure-valued 1 | K")
+    shown = [PATHWISE[0], *(RATIOS["leave_one_out"][i] for i in (0, 2, 4)), MIXED[1], MEASURE_VALUED[0]]
+    print(f"\n{path.stem}: variance of one gradient; K with which the likelihood ratio (LR, leave-one-out) matches pathwise 1")
+    columns = ("steps", "std", "pathwise 1", "LR 2", "LR 8", "LR 32", "mixed 8", "measure-valued 1", "K")
+    print("".join(f"{column:>18}" if "-" in column else f"{column:>11}" for column in columns))
     for (steps, scale), point in measured.items():
-        values = [PATHWISE[0], *(RATIOS["leave_one_out"][i] for i in (0, 2, 4)), MIXED[1], MEASURE_VALUED[0]]
-        texts = [f"{point[e]['variance']:<10.4g}" if e in point else f"{'':10}" for e in values]
-        match = f"{samples_to_match(point):.1f}" if scale == 1 else ""
-        print(
-            f"{steps:8,d} x{scale:<5.3g}| {texts[0]} | {' '.join(texts[1:4])}                 | {' '.join(texts[4:])}       | {match}"
+        std = point[PATHWISE[0]]["policy_std"]
+        values = "".join(
+            f"{point[e]['variance']:{18 if e in MEASURE_VALUED else 11}.4g}" if e in point else " " * 11 for e in shown
         )
+        print(f"{steps:11,d}{std:11.3f}{values}" + (f"{samples_to_match(point):11.1f}" if scale == 1 else ""))
     last = max(point for point in measured if point[1] == 1)
     v, c = leave_one_out_law(measured[last])
     print("Law of leave-one-out, v + c / (K - 1) from K = 2 and 32, against K Var as measured between:")

@@ -156,3 +156,25 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_own_critic(run) -> None:
     output = run("own_critic.py", "--timesteps", "120")
     assert re.findall(r"^(\w+) with REDQ's critic: -\d+$", output, flags=re.MULTILINE) == ["PathwiseAC", "LikelihoodRatioAC"]
+
+
+def test_gearbox(run) -> None:
+    """What does not take a policy that has learned: who sees the lever's gradient on which critic, and the theory of both."""
+    pytest.importorskip("matplotlib")
+    arguments = ("--timesteps", "560", "--seeds", "1", "--eval-episodes", "1", "--draws", "200", "--output", "gearbox")
+    trained = re.findall(r"^(\w+) +(\w+) +seed 0: -\d+\.\d$", run("gearbox.py", *arguments), re.MULTILINE)
+    routes = ["pathwise", "likelihood_ratio", "measure_valued", "mixed"]
+    assert trained == [*(("gear", route) for route in routes), ("twin", "pathwise"), ("twin", "likelihood_ratio")]
+    assert "seed 0" not in run("gearbox.py", *arguments), "a training was done again"
+    assert Path("gearbox/gearbox.png").read_bytes().startswith(b"\x89PNG")
+
+    for row in read_csv("gearbox/gradients.csv"):
+        gradient, theory, error = (float(row[name]) for name in ("gradient", "gradient_theory", "standard_error"))
+        if row["critic"] == "gear" and row["route"] in ("pathwise", "mixed"):
+            assert gradient == error == 0
+        else:
+            # Of 100 rows
+            assert abs(gradient - theory) < 5 * error + 1e-6
+        if row["what"] == "std" and row["route"] == "likelihood_ratio":
+            # Of 64 states with 200 draws each
+            assert float(row["variance"]) == pytest.approx(float(row["likelihood_ratio_theory"]), rel=0.15)

@@ -1,8 +1,9 @@
-"""Tests of the two examples on the variance of gradients: their theory against what they measure, and that they run."""
+"""Tests of the examples on the variance of gradients: their theory against what they measure, and that they run."""
 
 import csv
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -76,3 +77,40 @@ def test_compare_variance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert all(float(row["leave_one_out"]) < float(row["none"]) for row in rows)
     finally:
         th.set_num_threads(threads)
+
+
+def test_study_variance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    example = load("study_variance")
+    monkeypatch.setitem(example.HYPERPARAMS, "twin", dict(policy_kwargs=dict(net_arch=[16, 16]), batch_size=32))
+    monkeypatch.setattr(example, "update_times", partial(example.update_times, n_turns=1, n_updates=1))
+    arguments = ["", "--env", "Pendulum-v1", "--critics", "twin", "--timesteps", "120", "--every", "60"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(tmp_path)])
+    threads = th.get_num_threads()
+    try:
+        example.main()
+        # Nothing is trained again
+        monkeypatch.delattr(example, "train")
+        example.main()
+    finally:
+        th.set_num_threads(threads)
+
+    measured = example.read_csv(tmp_path / "variance-Pendulum-v1-twin.csv")
+    assert list(measured) == [(60, 1), (120, 1), *((120, scale) for scale in example.STD_SCALES[1:])]
+    assert set(measured[120, 1]) == set(example.ESTIMATORS) and set(measured[120, 0.5]) == set(example.SHARPENED)
+    assert all(numbers["variance"] > 0 for point in measured.values() for numbers in point.values())
+    assert all(numbers["update_ms"] > 0 for numbers in measured[120, 1].values())
+    std, halved = (measured[120, scale][example.PATHWISE[0]]["policy_std"] for scale in (1, 0.5))
+    assert halved == pytest.approx(std / 2, rel=1e-3)
+    assert (tmp_path / "variance-Pendulum-v1.png").stat().st_size > 10_000
+    assert "K = 16: " in capsys.readouterr().out
+
+
+def test_samples_to_match_follow_the_law_of_leave_one_out() -> None:
+    example = load("study_variance")
+    v, c, one = 3.0, 7.0, 0.4
+    point = {e: {"variance": (v + c / (e.n_samples - 1)) / e.n_samples} for e in example.RATIOS["leave_one_out"]}
+    point[example.PATHWISE[0]] = {"variance": one}
+    assert example.leave_one_out_law(point) == pytest.approx((v, c))
+    n_samples = example.samples_to_match(point)
+    assert (v + c / (n_samples - 1)) / n_samples == pytest.approx(one)
