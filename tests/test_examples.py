@@ -163,8 +163,8 @@ def test_gearbox(run) -> None:
     pytest.importorskip("matplotlib")
     arguments = ("--timesteps", "560", "--seeds", "1", "--eval-episodes", "1", "--draws", "200", "--output", "gearbox")
     trained = re.findall(r"^(\w+) +(\w+) +seed 0: -\d+\.\d$", run("gearbox.py", *arguments), re.MULTILINE)
-    routes = ["pathwise", "likelihood_ratio", "measure_valued", "mixed"]
-    assert trained == [*(("gear", route) for route in routes), ("twin", "pathwise"), ("twin", "likelihood_ratio")]
+    routes = ["likelihood_ratio", "pathwise", "mixed"]
+    assert trained == [*(("gear", route) for route in routes), *(("twin", route) for route in routes[:2])]
     assert "seed 0" not in run("gearbox.py", *arguments), "a training was done again"
     assert Path("gearbox/gearbox.png").read_bytes().startswith(b"\x89PNG")
 
