@@ -132,7 +132,9 @@ T = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 def train(route: str, critic: str, seed: int, timesteps: int) -> ActorCritic:
     policy_kwargs = dict(critic=critic, net_arch=[64, 64])
-    hyperparams: dict[str, Any] = dict(learning_rate=1e-3, gamma=0.97, batch_size=128, learning_starts=500)
+    hyperparams: dict[str, Any] = dict(
+        learning_rate=1e-3, gamma=0.95, batch_size=128, learning_starts=500, ent_coef="auto_0.1"
+    )
     env = TimeLimit(Truck(), 60)
     model = ROUTES[route][0]("MlpPolicy", env, policy_kwargs=policy_kwargs, seed=seed, device="cpu", **hyperparams)
     return model.learn(timesteps)
@@ -317,7 +319,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=4_000, help="of each training (default: 4000)")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each (default: 5)")
     parser.add_argument("--eval-episodes", type=int, default=20, help="after each training (default: 20)")
-    parser.add_argument("--draws", type=int, default=500, help="of each gradient that is measured (default: 500)")
+    parser.add_argument("--draws", type=int, default=200, help="of each gradient that is measured (default: 200)")
     parser.add_argument("--output", type=Path, default=FIGURES, help="folder to write to")
     parser.add_argument("--plot", action="store_true", help="do not train, only read the CSVs that are there")
     args = parser.parse_args()
