@@ -161,7 +161,7 @@ def test_own_critic(run) -> None:
 def test_gearbox(run) -> None:
     """What does not take a policy that has learned: who sees the lever's gradient on which critic, and the theory of both."""
     pytest.importorskip("matplotlib")
-    arguments = ("--timesteps", "560", "--seeds", "1", "--eval-episodes", "1", "--draws", "200", "--output", "gearbox")
+    arguments = ("--timesteps", "560", "--seeds", "1", "--eval-episodes", "1", "--draws", "100", "--output", "gearbox")
     trained = re.findall(r"^(\w+) +(\w+) +seed 0: -\d+\.\d$", run("gearbox.py", *arguments), re.MULTILINE)
     routes = ["likelihood_ratio", "pathwise", "mixed"]
     assert trained == [*(("gear", route) for route in routes), *(("twin", route) for route in routes[:2])]
@@ -176,5 +176,5 @@ def test_gearbox(run) -> None:
             # Of 100 rows
             assert abs(gradient - theory) < 5 * error + 1e-6
         if row["what"] == "std" and row["route"] == "likelihood_ratio":
-            # Of 64 states with 200 draws each
-            assert float(row["variance"]) == pytest.approx(float(row["likelihood_ratio_theory"]), rel=0.15)
+            # Of 64 states with 100 draws each
+            assert float(row["variance"]) == pytest.approx(float(row["likelihood_ratio_theory"]), rel=0.25)
