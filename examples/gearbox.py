@@ -10,7 +10,7 @@ staircase under a Gaussian is smooth: its gradient in the lever's mean is
 
 which the pathwise route never sees, however many samples it takes, and which the likelihood ratio estimates without bias.
 `MixedAC` trusts the estimate that does not vary, and that is the constant zero. A critic that is given the lever's position
-instead, as SAC's is, blurs the steps; whether it serves the pathwise route is measured beside it.
+instead, as SAC's is, blurs the steps, and gives the pathwise route a slope to follow: it is trained beside the other.
 
     python examples/gearbox.py               # some minutes; needs `pip install -e '.[extra]'`
     python examples/gearbox.py --plot        # table and figure from the CSVs alone
@@ -122,7 +122,7 @@ ROUTES: dict[str, tuple[type[ActorCritic], Callable, str]] = {
     "measure_valued": (MeasureValuedAC, partial(measure_valued, n_samples=2), "#009E73"),
     "mixed": (MixedAC, partial(mixed, n_samples=8), "#CC79A7"),
 }
-CRITIC_NAMES = {"gear": "critic given the gear", "twin": "critic given the lever's position"}
+CRITIC_NAMES = {"gear": "critic given the gear", "twin": "critic given the lever"}
 GRID = [("gear", route) for route in ("likelihood_ratio", "pathwise", "mixed")]
 GRID += [("twin", route) for route in ("likelihood_ratio", "pathwise")]
 FIGURES = Path(__file__).parent / "figures" / "gearbox"
@@ -281,12 +281,16 @@ def draw(folder: Path) -> None:
         colour = ROUTES[route][2]
         returns.plot(values, [-y] * len(values), "o", color=colour, markersize=4, alpha=0.5)
         returns.errorbar(mean, -y - 0.25, xerr=half, fmt="D", color=colour, capsize=3, markersize=5)
-    returns.set_yticks([-y for y in range(len(found))], [f"{r.replace('_', ' ')}\n({c})" for c, r in found], fontsize=8)
+    returns.set_yticks(
+        [-y for y in range(len(found))], [f"{r.replace('_', ' ')}\n{CRITIC_NAMES[c]}" for c, r in found], fontsize=8
+    )
     returns.set_xlabel("return of each seed; mean with its 95 % interval")
     returns.set_title("the truck", fontsize=10)
 
     for route, (_, _, colour) in ROUTES.items():
-        looks = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 0, "label": route.replace("_", " ")}
+        # The pathwise route's zeros lie beneath the mixed one's
+        size = 8 if route == "pathwise" else 4
+        looks = {"color": colour, "marker": "o", "markersize": size, "linewidth": 0, "label": route.replace("_", " ")}
         gradient.plot(*curve("gear", "mean", route, "gradient"), **looks)
     theory = curve("gear", "mean", "pathwise", "gradient_theory")
     gradient.plot(*theory, color="0.4", linewidth=1, zorder=0, label="theory")
@@ -300,7 +304,7 @@ def draw(folder: Path) -> None:
         ("twin", "likelihood_ratio", "s"),
         ("twin", "pathwise", "^"),
     ):
-        label = f"{route.replace('_', ' ')} ({critic})"
+        label = f"{route.replace('_', ' ')}, {CRITIC_NAMES[critic]}"
         looks = {"color": ROUTES[route][2], "marker": marker, "markersize": 5, "linewidth": 0, "label": label}
         variance.plot(*curve(critic, "std", route, "variance"), **looks)
         if route == "likelihood_ratio":
@@ -344,11 +348,11 @@ def main() -> None:
 
     print("Return, mean and 95 % interval over the seeds:")
     for (critic, route), (values, mean, half) in intervals(path).items():
-        print(f"  {CRITIC_NAMES[critic]:34} {route:17} {mean:7.1f} +- {half:.1f}   ({len(values)} seeds)")
+        print(f"  {CRITIC_NAMES[critic]:22} {route:17} {mean:7.1f} +- {half:.1f}   ({len(values)} seeds)")
     print("Share of the gradient in the lever's mean that a route sees, at the lever's standard deviation of the policy:")
     for row in read_csv(args.output / "gradients.csv"):
         if row["what"] == "std" and row["at"] == "0.5":
-            print(f"  {CRITIC_NAMES[row['critic']]:34} {row['route']:17} {float(row['share']):7.3f}")
+            print(f"  {CRITIC_NAMES[row['critic']]:22} {row['route']:17} {float(row['share']):7.3f}")
     draw(args.output)
     print(f"Written: {args.output}/gearbox.png, returns.csv, gradients.csv")
 
