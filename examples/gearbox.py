@@ -65,6 +65,12 @@ class Truck(gym.Env):
     def slope(self, position: float) -> float:
         return self.steepness * math.sin(position / 100 + self.phase)
 
+    def pull(self, top_speed: float) -> float:
+        engine_speed = self.speed / top_speed
+        # From a standstill the clutch slips; beyond its limit the engine gives nothing
+        torque = max(0.15, 1 - 4 * (engine_speed - 0.65) ** 2) if engine_speed < 1 else 0.0
+        return 15 / top_speed * torque
+
     def observe(self) -> np.ndarray:
         slopes = (20 * self.slope(self.position), 20 * self.slope(self.position + 100))
         return np.array([self.speed / 10 - 1, *slopes], np.float32)
@@ -79,10 +85,7 @@ class Truck(gym.Env):
         pedal, lever = action
         top_speed = TOP_SPEEDS[min(int((lever + 1) / 2 * N_GEARS), N_GEARS - 1)]
         for _ in range(10):
-            engine_speed = self.speed / top_speed
-            # From a standstill the clutch slips; beyond its limit the engine gives nothing
-            torque = max(0.15, 1 - 4 * (engine_speed - 0.65) ** 2) if engine_speed < 1 else 0.0
-            drive = 15 / top_speed * torque * pedal if pedal > 0 else 3 * pedal
+            drive = self.pull(top_speed) * pedal if pedal > 0 else 3 * pedal
             resistance = 0.0004 * self.speed**2 + 0.06 * (self.speed > 0) + 9.81 * self.slope(self.position)
             self.speed = max(0.0, self.speed + 0.1 * (drive - resistance))
             self.position += 0.1 * self.speed
@@ -233,6 +236,19 @@ def measure_gradients(model: ActorCritic, critic: str, n_draws: int) -> list[dic
     return rows
 
 
+def by_hand(choose_gear: Callable[[Truck], int], n_roads: int = 20) -> float:
+    """
+    :return: mean return of full pedal below 20 m/s in the gears that are chosen
+    """
+    returns = []
+    for road in range(n_roads):
+        truck = Truck()
+        truck.reset(seed=road)
+        levers = (((choose_gear(truck) + 0.5) / N_GEARS * 2 - 1) for _ in range(60))
+        returns.append(sum(truck.step(np.array([float(truck.speed < 20), lever]))[1] for lever in levers))
+    return statistics.fmean(returns)
+
+
 def append_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     is_new = not path.exists()
     with path.open("a", newline="") as file:
@@ -349,6 +365,9 @@ def main() -> None:
     print("Return, mean and 95 % interval over the seeds:")
     for (critic, route), (values, mean, half) in intervals(path).items():
         print(f"  {CRITIC_NAMES[critic]:22} {route:17} {mean:7.1f} +- {half:.1f}   ({len(values)} seeds)")
+    best = by_hand(lambda truck: int(np.argmax([truck.pull(top_speed) for top_speed in TOP_SPEEDS])))
+    singles = [by_hand(lambda truck, gear=gear: gear) for gear in range(N_GEARS)]
+    print(f"  by hand: {best:.1f} in the gear that pulls best, {max(singles):.1f} in the best single gear")
     print("Share of the gradient in the lever's mean that a route sees, at the lever's standard deviation of the policy:")
     for row in read_csv(args.output / "gradients.csv"):
         if row["what"] == "std" and row["at"] == "0.5":
