@@ -267,14 +267,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def intervals(path: Path) -> dict[tuple[str, str], tuple[list[float], float, float]]:
     """
-    :return: by critic and route the returns of all seeds, their mean, and half the length of its 95 % interval
+    :return: by critic and route the returns of all seeds, their mean, and half the length of its 95 % interval (of three or more)
     """
     returns: dict[tuple[str, str], list[float]] = {}
     for row in read_csv(path):
         returns.setdefault((row["critic"], row["route"]), []).append(float(row["return"]))
     found = {}
     for key, values in sorted(returns.items()):
-        half = T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        half = T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 2 else math.nan
         found[key] = (values, statistics.fmean(values), half)
     return found
 
