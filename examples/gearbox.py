@@ -267,7 +267,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def intervals(path: Path) -> dict[tuple[str, str], tuple[list[float], float, float]]:
     """
-    :return: by critic and route the returns of all seeds, their mean, and half the length of its 95 % interval (of three or more)
+    :return: by critic and route the returns of all seeds, their mean, and half its 95 % interval, of three seeds or more
     """
     returns: dict[tuple[str, str], list[float]] = {}
     for row in read_csv(path):
