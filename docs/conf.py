@@ -1,0 +1,28 @@
+"""How Sphinx builds these pages: ``make doc``."""
+
+import sb3_pathwise
+
+project = "sb3-pathwise"
+author = "The sb3-pathwise developers"
+copyright = "The sb3-pathwise developers"
+release = version = sb3_pathwise.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+# The notebooks hold the outputs of their last run, and the tests run them
+nb_execution_mode = "off"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_default_options = {"show-inheritance": True}
+# Every build is nitpicky. Without network there are no inventories of other projects: of names, ours must resolve
+nitpick_ignore_regex = [("py:.*", r"(?!sb3_pathwise\b).*")]
+
+html_theme = "furo"
+html_title = f"sb3-pathwise {release}"
+html_static_path = ["_static"]
+html_css_files = ["figures.css"]
+copybutton_exclude = ".linenos, .gp, .go"
