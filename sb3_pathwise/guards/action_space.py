@@ -79,8 +79,8 @@ def _warn_of_bounds(model: "CheckedSAC", space: spaces.Box) -> None:
         f"The action space is {what} ({low[which]:g} to {high[which]:g} in dimension {which}), and SAC explores all of it: "
         f"first actions are uniform over the box, an untrained policy acts around {(low + high)[which] / 2:g}, the middle, "
         "and its entropy is held relative to the width. If the environment needs a small part of the box, hardly any action "
-        "tried is of use; if it clips to one, nearly all are as extreme as can be. Then give it bounds that fit: limits of the "
-        "actuators, or the 2.5 and 97.5 percentiles of the actions of something that works, such as PPO, a controller or "
-        f"demonstrations (see https://araffin.github.io/post/tune-sac-isaac-sim), by {_LIMIT}. RescaleAction alone changes the "
-        "numbers, not what is explored."
+        "tried is of use; if it clips to one, nearly all are as extreme as can be. Then give it bounds that fit: limits of "
+        "the actuators, or the 2.5 and 97.5 percentiles of the actions of something that works, such as PPO, a controller or "
+        f"demonstrations (see https://araffin.github.io/post/tune-sac-isaac-sim), by {_LIMIT}. RescaleAction alone changes "
+        "the numbers, not what is explored."
     )
