@@ -47,7 +47,7 @@ def draw(dist: Distribution, sample_shape: SampleShape = ()) -> th.Tensor:
     """
     :param dist: Any distribution
     :param sample_shape: Shape of the draws
-    :return: draws, shape (*sample_shape, B, d), reparameterised if they can be
+    :return: draws, shape ``(*sample_shape, B, d)``, reparameterised if they can be
     """
     return dist.rsample(sample_shape) if dist.has_rsample else dist.sample(th.Size(sample_shape))
 
