@@ -22,6 +22,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from rl_zoo3 import ALGOS
 from stable_baselines3.common import evaluation
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -71,6 +72,9 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     once = {"n_eval_episodes": 1}
     monkeypatch.setattr(evaluation, "evaluate_policy", lambda *args, **kwargs: evaluate(*args, **kwargs | once))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    # What a page registers is gone afterwards
+    monkeypatch.setattr("rl_zoo3.ALGOS", dict(ALGOS))
     return tmp_path
 
 
@@ -159,7 +163,13 @@ def test_shell_commands_are_known() -> None:
                 raise AssertionError(f"{page}: nobody tests {' '.join(words)}")
 
 
-def test_comparisons_can_be_planned() -> None:
+def test_comparisons_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [code for code in blocks(ROOT / "docs" / "guide" / "own_route.md", "python") if "ALGOS" in code]
+    (tmp_path / "my_algorithms.py").write_text(code)
+    for folder in (tmp_path, ROOT / "examples"):
+        monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(ALGOS, "antithetic_ac", None)
     compared = [words[2:] for _, words in commands() if words[:2] == ["sb3-pathwise", "compare"] and "--algos" in words]
     assert len(compared) > 5
     for arguments in compared:
