@@ -104,7 +104,7 @@ def test_there_is_something_to_test() -> None:
     assert len(MODULES) > 10 and len(FUNCTIONS) > 60
 
 
-@pytest.mark.parametrize("name, value", public(), ids=[name for name, _ in public()])
+@pytest.mark.parametrize("name, value", list(public()), ids=[name for name, _ in public()])
 def test_docstring(name: str, value: Any) -> None:
     assert value.__doc__ and len(value.__doc__.split()) > 5
 
