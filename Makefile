@@ -2,12 +2,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-LINT_PATHS := sb3_pathwise/ tests/ examples/
+LINT_PATHS := sb3_pathwise/ tests/ examples/ docs/
 # Two worker processes of one torch thread each: more threads only slow small networks down.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help demo test test-all fuzz kill-test soak lint type format check-codestyle commit-checks clean
+.PHONY: help demo test test-all fuzz kill-test soak doc lint type format check-codestyle commit-checks clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,9 @@ kill-test: $(VENV)/.installed-test  ## kill trainings 20 times at random, 20 tim
 soak: $(VENV)/.installed-test  ## an hour of updates with every feature on: memory, speed, finiteness
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
+doc: $(VENV)/.installed-docs  ## build the documentation, warnings being errors: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+
 lint: $(VENV)/.installed-test  ## look for errors with ruff
 	$(BIN)/ruff check $(wildcard $(LINT_PATHS))
 
@@ -55,5 +58,5 @@ check-codestyle: $(VENV)/.installed-test  ## what `make format` would change, wi
 commit-checks: format type lint  ## before a commit
 
 clean:  ## remove the virtual environment and all caches
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -47,7 +47,7 @@ def draw(dist: Distribution, sample_shape: SampleShape = ()) -> th.Tensor:
     """
     :param dist: Any distribution
     :param sample_shape: Shape of the draws
-    :return: draws, reparameterised if they can be
+    :return: draws, shape ``(*sample_shape, B, d)``, reparameterised if they can be
     """
     return dist.rsample(sample_shape) if dist.has_rsample else dist.sample(th.Size(sample_shape))
 
@@ -143,7 +143,7 @@ class PolicyDistribution:
         ``log |d actions / d x|``, summed over action dimensions.
 
         :param x: Pre-squash actions, shape (..., d)
-        :param actions: ``squash(x)``
+        :param actions: ``squash(x)``, of the same shape
         :return: shape (...)
         """
         return self.squash.log_abs_det_jacobian(x, actions).sum(dim=-1)
@@ -153,7 +153,7 @@ class PolicyDistribution:
         Log-probability of the actions, from the pre-squash actions that they came from.
 
         :param x: Pre-squash actions, shape (..., B, d)
-        :param actions: ``squash(x)``
+        :param actions: ``squash(x)``, of the same shape
         :return: shape (..., B)
         """
         return self.base.log_prob(x) - self.log_abs_det_jacobian(x, actions)

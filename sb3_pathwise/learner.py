@@ -308,7 +308,7 @@ class ActorCritic(CheckedSAC):
         :param name: Name of the loss
         :param loss: Loss, a scalar without graph
         :param grad_norm: Norm of its gradient, a scalar
-        :param causes: Tensors that the loss came from, by name, earliest first
+        :param causes: Tensors of any shape that the loss came from, by name, earliest first
         :raises NonFiniteError: if the loss or its gradient is not finite
         """
         check_descent(self, optimizer, name, loss, grad_norm, **causes)

@@ -30,7 +30,7 @@ def update(agent: "ActorCritic", replay_data: ReplayBufferSamples, update_actor:
     :param replay_data: Batch of transitions
     :param update_actor: Whether the actor and the temperature take a step too
     :param update_targets: Whether the target networks follow
-    :return: what to log
+    :return: what to log, scalars by name
     """
     critic_rule, obs = agent.critic_rule, replay_data.observations
     # Sampled anew, because log_std may have changed between two gradient steps
@@ -93,8 +93,9 @@ def descend(
     :param name: Name of the loss
     :param loss: Loss, a scalar
     :param max_grad_norm: What to clip the norm of the gradient to, if at all
-    :param causes: Tensors that the loss came from, by name, earliest first: if it is not finite one of them may be to blame
-    :return: norm of the gradient, before clipping
+    :param causes: Tensors of any shape that the loss came from, by name, earliest first: if it is not finite one of
+        them may be to blame
+    :return: norm of the gradient, a scalar, before clipping
     :raises NonFiniteError: if the loss or its gradient is not finite; nothing has changed then
     """
     params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]

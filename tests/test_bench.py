@@ -199,9 +199,9 @@ def test_all_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| fused | 1.00 (1.00-1.00) |  |  |  |  | 1.10 |  |" in markdown(report).splitlines()[-1]
 
 
-def test_table_of_the_readme() -> None:
+def test_table_of_the_documentation() -> None:
     report = json.loads((ROOT / "examples" / "figures" / "bench" / "bench.json").read_text())
-    assert markdown(report) in (ROOT / "README.md").read_text()
+    assert markdown(report) in (ROOT / "docs" / "guide" / "engines.md").read_text()
 
 
 def test_memory_of_a_process() -> None:

@@ -150,6 +150,7 @@ def discounts(agent: "ActorCritic", replay_data: ReplayBufferSamples) -> th.Tens
     """
     :param agent: The algorithm
     :param replay_data: Transitions
-    :return: what the value of the next state counts: for n-step replay ``gamma**n_steps``, when no early termination
+    :return: what the value of the next state counts, shape (B, 1) or one number: for n-step replay ``gamma**n_steps``,
+        when no early termination
     """
     return agent.gamma if replay_data.discounts is None else replay_data.discounts

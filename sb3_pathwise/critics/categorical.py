@@ -117,7 +117,7 @@ class CategoricalCritic(Critic):
 
     def atoms(self, like: th.Tensor) -> th.Tensor:
         """
-        :param like: A tensor of the device and type to have
+        :param like: A tensor of any shape, of the device and type to have
         :return: values of the atoms, shape (n_atoms,)
         """
         return th.linspace(self.v_min, self.v_max, self.n_atoms, device=like.device, dtype=like.dtype)

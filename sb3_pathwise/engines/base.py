@@ -48,7 +48,7 @@ class Engine:
         :param replay_data: Batch of transitions
         :param update_actor: Whether the actor and the temperature take a step too
         :param update_targets: Whether the target networks follow
-        :return: what to log
+        :return: what to log, scalars by name
         """
         raise NotImplementedError
 

@@ -106,7 +106,7 @@ def check_descent(
     :param name: Name of the loss
     :param loss: Loss, a scalar
     :param grad_norm: Norm of its gradient, a scalar
-    :param causes: Tensors that the loss came from, by name, earliest first; looked at only if something is wrong
+    :param causes: Tensors of any shape that the loss came from, by name, earliest first; looked at only if something is wrong
     :raises NonFiniteError: if the loss or its gradient is not finite, naming the earliest quantity that is not
     """
     if math.isfinite(grad_norm.item()) and math.isfinite(loss.item()):
@@ -153,7 +153,7 @@ class DeferredChecks:
         :param name: Name of the loss
         :param loss: Loss, a scalar
         :param grad_norm: Norm of its gradient, a scalar
-        :param causes: Tensors that the loss came from, by name, earliest first
+        :param causes: Tensors of any shape that the loss came from, by name, earliest first
         """
         for quantity, tensor in (causes | {name: loss, "gradient": grad_norm}).items():
             flag = self._flags.setdefault((name, quantity), th.zeros_like(self.found_inf))

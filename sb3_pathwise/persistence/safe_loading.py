@@ -58,7 +58,7 @@ def load_weights_only(
     :param cls: Class of the model
     :param path: Path to the zip file
     :param env: Environment, whose spaces are those that the model was trained on
-    :param max_bytes: Largest size of the file's contents
+    :param max_bytes: Largest size of the file's contents, unpacked, in bytes
     :param kwargs: Arguments of the constructor of ``cls``, which have priority over the file's
     :return: The model
     :raises ValueError: if the file is not what ``save()`` writes, or does not suit ``cls`` and ``env``
