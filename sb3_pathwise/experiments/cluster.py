@@ -61,15 +61,13 @@ def begin_imports(torch_threads: int) -> None:
     if METHOD != "forkserver":
         return
     before = os.environ.copy()
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    os.environ.update(dict.fromkeys(names, str(torch_threads)))
-    try:
-        with _interrupts_held_back():
-            multiprocessing.get_context(METHOD).set_forkserver_preload(IMPORTED)
-            forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    # Read when the libraries are loaded, which is before a worker is told anything
+    os.environ["OMP_NUM_THREADS"] = str(torch_threads)
+    with _interrupts_held_back():
+        multiprocessing.get_context(METHOD).set_forkserver_preload(IMPORTED)
+        forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 class Progress:
@@ -86,10 +84,7 @@ class Progress:
         self._next_report = 0.0
 
     def __call__(self, steps: int) -> bool:
-        """
-        :param steps: So far
-        :return: Whether the run is still wanted: it is not if the client has called it off or is gone
-        """
+        """:return: Whether the run is still wanted: it is not if the client has called it off or is gone"""
         if time.monotonic() < self._next_report:
             return True
         from distributed import get_worker
@@ -142,7 +137,8 @@ class Cluster:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(OSError, TimeoutError):
+        # ValueError: nothing was executed, so that nobody listens
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
             for topic in self._topics:
                 self._client.unsubscribe_topic(topic)
             # Runs that have begun see it, and stop

@@ -12,7 +12,7 @@ import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from rich.console import Console
 
@@ -111,7 +111,8 @@ def compare(runs: list[Run], store: Store, workers: cluster.Cluster, console: Co
                 store.save(todo[index], outcome)
                 if outcome["error"]:
                     failures[index] = outcome["error"]
-                display.finish(index, final_return(outcome), outcome.get("wall_seconds"))
+                final = None if outcome["error"] else fmean(outcome["evaluations"][-1]["returns"])
+                display.finish(index, final, outcome.get("wall_seconds"))
     return [(todo[index], failures[index]) for index in sorted(failures)]
 
 
@@ -122,14 +123,6 @@ def print_failures(failures: list[tuple[Run, str]]) -> None:
         runs_of.setdefault(error_text, []).append(run)
     for error_text, runs in runs_of.items():
         print("", *(f"Failed: {run.label}" for run in runs), error_text, sep="\n", file=sys.stderr)
-
-
-def final_return(outcome: dict[str, Any]) -> float | None:
-    """:return: The mean return of a run's last evaluation, or ``None`` if it failed"""
-    if outcome["error"]:
-        return None
-    returns = outcome["evaluations"][-1]["returns"]
-    return sum(returns) / len(returns)
 
 
 def check_buildable(runs: list[Run]) -> None:

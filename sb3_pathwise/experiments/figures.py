@@ -89,26 +89,25 @@ def _clock(seconds: float) -> tuple[float, str]:
 def learning_curves(statistics: Statistics, environment: str, axis: str, looks: dict[str, Style]) -> Figure:
     """:return: Interquartile means with their bands, along ``step`` or ``train_seconds``"""
     found = {algo: statistics.curve(environment, algo, axis) for algo in statistics.algorithms}
-    curves = {algo: curve for algo, curve in found.items() if curve}
+    curves = {algo: curve for algo, curve in found.items() if curve is not None}
     names = [label(algo) for algo in curves]
     columns = 2 if max(map(len, names)) <= 20 else 1
     figure = _figure(environment, 3.2 + 0.17 * _n_lines(names) / columns)
     axes = figure.add_subplot()
     unit, unit_name = 1.0, "environment steps"
     if axis == "train_seconds":
-        unit, unit_name = _clock(max(curve.x[-1] for curve in curves.values()))
+        unit, unit_name = _clock(max(x[-1] for x, _ in curves.values()))
         unit_name = f"{unit_name} of training"
-    for place, (algo, curve) in enumerate(curves.items()):
-        look, x = looks[algo], curve.x / unit
-        if curve.low is not None and curve.high is not None:
-            axes.fill_between(x, curve.low, curve.high, color=look.colour, alpha=0.16, linewidth=0)
+    for place, (algo, (x, (point, low, high))) in enumerate(curves.items()):
+        look = looks[algo]
+        axes.fill_between(x / unit, low, high, color=look.colour, alpha=0.16, linewidth=0)
         # Wide where a later curve runs over this one, so that both are seen
-        covered = sum(np.array_equal(other.point, curve.point) for other in list(curves.values())[place + 1 :])
+        covered = sum(np.array_equal(other[1][0], point) for other in list(curves.values())[place + 1 :])
         # Markers out of step with each other, so that none hides another
         stride = max(1, len(x) // 6)
         (line,) = axes.plot(
-            x,
-            curve.point,
+            x / unit,
+            point,
             color=look.colour,
             linewidth=2 + 3.5 * covered,
             label=names[place],

@@ -169,9 +169,8 @@ class Comparison:
 
     def check(self, for_report: bool) -> None:
         """
-        Find what is wrong with the request itself, without importing anything.
+        Find what is wrong with the request itself, without importing anything; ``for_report``: intervals will be made.
 
-        :param for_report: Whether a report, and so intervals, will be made of the results
         :raises ComparisonError: if something is
         """
         for name in ("algos", "envs"):
@@ -285,12 +284,7 @@ def check_overrides(algo_class: type, algo: str, overrides: dict[str, Any], argu
 
 
 def configuration_files(conf_files: list[str], algos: set[str]) -> dict[str, str | None]:
-    """
-    :param conf_files: ``file`` for all algorithms, or ``algo=file``
-    :param algos: Zoo keys in use
-    :return: The file or module that the hyperparameters of each are read from; ``None``: the zoo's or ours
-    :raises ComparisonError: if an algorithm is not in use, or a file does not exist
-    """
+    """:return: The YAML or Python file of each algorithm, given as ``file`` or ``algo=file``; ``None``: the zoo's or ours"""
     files: dict[str, str | None] = dict.fromkeys(algos)
     for item in conf_files:
         algo, equals, path = item.partition("=")
@@ -308,13 +302,7 @@ def configuration_files(conf_files: list[str], algos: set[str]) -> dict[str, str
 
 
 def read_hyperparameters(algo: str, env: str, conf: str | None) -> dict[str, Any]:
-    """
-    :param algo: Zoo key
-    :param env: Environment id
-    :param conf: YAML file, Python file or module, as rl_zoo3 reads them; ``None``: the zoo's or ours
-    :return: The entry of the environment, or ``default``, before any preprocessing
-    :raises ComparisonError: if it cannot be read
-    """
+    """:return: An environment's entry, or ``default``, in a file or in the zoo's, before any preprocessing"""
     from sb3_pathwise.zoo.registry import ExperimentManager
 
     with contextlib.redirect_stdout(io.StringIO()):

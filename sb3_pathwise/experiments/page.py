@@ -181,7 +181,12 @@ def duel_table(statistics: Statistics, score: str) -> pd.DataFrame:
             row |= {"difference": SAME if found.equal else gap, "probability of improvement": " ".join(improvement).strip()}
             row |= {"after Holm's correction": p_value(found.p_holm), "more than chance": "yes" if found.decided else ""}
             rows.append(row | {"Welch's t-test": p_value(found.p), "Mann-Whitney U test": p_value(found.p_rank)})
-    return pd.DataFrame(rows)
+    return _table(statistics, rows)
+
+
+def _table(statistics: Statistics, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    return table if len(statistics.environments) > 1 or not rows else table.drop(columns="environment")
 
 
 def seed_table(statistics: Statistics) -> pd.DataFrame:
@@ -193,7 +198,7 @@ def seed_table(statistics: Statistics) -> pd.DataFrame:
         row |= {name: text_of(getattr(run, score)) for score, name in SCORES.items()}
         speed = f"{run.steps / run.train_seconds:,.0f}" if run.train_seconds > 0 else ""
         rows.append(row | {"training time": duration(run.train_seconds), "steps per second": speed})
-    return pd.DataFrame(rows)
+    return _table(statistics, rows)
 
 
 def context(

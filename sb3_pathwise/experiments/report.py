@@ -56,9 +56,8 @@ def write_report(
         seconds and read_table(seconds, ["algorithm", "environment"], ["seconds_per_1000_steps"]),
     )
     if len(statistics.environments) > 1 and ALL not in statistics.places:
-        why = (
-            f"{page.listing(statistics.unknown)} has no reference" if statistics.unknown else "no seed is finished everywhere"
-        )
+        unknown = page.listing(statistics.unknown) if statistics.unknown else ""
+        why = f"there is no reference for {unknown}" if unknown else "no seed is finished everywhere"
         notes.append(f"No aggregate over the environments: {why} (--references gives others).")
     if seconds:
         notes.append(f"Training times are steps times the seconds per step of {seconds.name}, which were measured apart.")

@@ -7,6 +7,7 @@ tests SciPy's and the correction statsmodels'. How numbers are put into words an
 
 import contextlib
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -41,30 +42,14 @@ class Estimate(NamedTuple):
     high: float | None = None
 
 
-class Curve(NamedTuple):
-    """An interquartile mean along an axis, with the edges of its band, or ``None`` where there are too few runs."""
-
-    x: np.ndarray
-    point: np.ndarray
-    low: np.ndarray | None
-    high: np.ndarray | None
-
-
 @dataclass(frozen=True)
 class Duel:
     """
-    Two algorithms, the one with the higher score first.
+    Two algorithms compared by one of ``SCORES`` on an environment or on ``ALL``, the one with the higher score first.
 
-    :param environment: Where they met; ``ALL``: on all environments together
-    :param score: Key of ``SCORES``
-    :param first: The one ahead
-    :param second: The other
-    :param difference: Of their interquartile means
-    :param improvement: Probability that a run of the first scores higher than one of the second
-    :param equal: Whether they scored exactly the same with every seed, so that neither is ahead
-    :param p: Of Welch's t-test, two-sided; ``None``: too few seeds, or several environments
-    :param p_rank: Of the Mann-Whitney U test, two-sided; ``None`` likewise
-    :param p_holm: Welch's, after Holm's correction over all duels of this score; ``None`` likewise
+    ``difference`` is that of their interquartile means, ``improvement`` the probability that a run of the first scores higher
+    than one of the second. ``p`` is of Welch's t-test, ``p_rank`` of the Mann-Whitney U test, both two-sided, ``p_holm`` Welch's
+    after Holm's correction over all duels of the score; they are ``None`` with too few seeds, and over several environments.
     """
 
     environment: str
@@ -73,6 +58,7 @@ class Duel:
     second: str
     difference: Estimate
     improvement: Estimate
+    # They scored exactly the same with every seed, so that neither is ahead
     equal: bool = False
     p: float | None = None
     p_rank: float | None = None
@@ -102,27 +88,25 @@ def _seeded() -> Iterator[None]:
         np.random.set_state(state)
 
 
-def bootstrap(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bootstrap(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
     """
     :param statistic: Of the scores, (values,)
     :param scores: Of one algorithm each, (runs, environments) or (runs, environments, points)
-    :return: The statistic, and both ends of its stratified bootstrap interval; NaN with too few runs
+    :return: The statistic, and both ends of its stratified bootstrap interval, which are NaN with too few runs; (3, values)
     """
     if min(map(len, scores)) < MIN_SEEDS:
         points = statistic(*scores)
-        return points, np.full_like(points, np.nan), np.full_like(points, np.nan)
+        return np.stack([points, *[np.full_like(points, np.nan)] * 2])
     with _seeded():
-        samples = list(scores) if len(scores) > 1 else scores[0]
-        points, ends = rly.get_interval_estimates(
-            {"": samples}, statistic, reps=REPETITIONS, confidence_interval_size=CONFIDENCE
-        )
-    return points[""], ends[""][0], ends[""][1]
+        samples = {"": list(scores) if len(scores) > 1 else scores[0]}
+        points, ends = rly.get_interval_estimates(samples, statistic, REPETITIONS, CONFIDENCE)
+    return np.stack([points[""], *ends[""]])
 
 
 def estimates(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> list[Estimate]:
-    """:return: The estimates of what ``bootstrap`` returns"""
-    found = np.stack(bootstrap(statistic, *scores), axis=1)
-    return [Estimate(*(None if np.isnan(value) else float(value) for value in row)) for row in found]
+    """:return: What ``bootstrap`` returns, value by value"""
+    rows = bootstrap(statistic, *scores).T.tolist()
+    return [Estimate(*(None if math.isnan(value) else value for value in row)) for row in rows]
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
@@ -293,8 +277,14 @@ class Statistics:
         wanted = (environment, "final", {one, other})
         return next(found for found in self.duels if (found.environment, found.score, {found.first, found.second}) == wanted)
 
-    def curve(self, environment: str, algorithm: str, axis: str) -> Curve | None:
-        """:return: Interquartile mean and pointwise band along ``step`` or ``train_seconds``, until the quickest run ended"""
+    def curve(self, environment: str, algorithm: str, axis: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """
+        :param environment: Where; for ``ALL``, scores are normalised
+        :param algorithm: Whose
+        :param axis: ``step`` or ``train_seconds``
+        :return: Its values until the quickest run ended, and there the interquartile mean with both edges of its pointwise
+            band, (3, points); ``None`` without runs
+        """
         tasks, seeds = self._tasks(environment), self.seeds(environment, algorithm)
         if not seeds:
             return None
@@ -309,5 +299,4 @@ class Statistics:
 
         # (runs, environments, points)
         values = [list(map(points, tasks, row)) for row in runs]
-        point, low, high = bootstrap(interquartile_mean, np.array(values))
-        return Curve(x, point, None, None) if np.isnan(low).all() else Curve(x, point, low, high)
+        return x, bootstrap(interquartile_mean, np.array(values))

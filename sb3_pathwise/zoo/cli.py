@@ -54,7 +54,7 @@ EXTRA_MODULES = {
     *("rl_zoo3", "huggingface_hub", "huggingface_sb3", "optuna", "requests"),
     *("matplotlib", "seaborn", "pandas", "scipy", "rliable"),
     *("imageio_ffmpeg", "moviepy", "pygame"),
-    *("joblib", "rich", "tqdm"),
+    *("rich", "tqdm"),
     *("dask", "distributed"),
 }
 # What a wrong argument, file or environment ends in, as opposed to an error in the program
