@@ -64,7 +64,7 @@ def styles(variants: list[str]) -> dict[str, Style]:
     seen: dict[str, int] = {}
     for place, variant in enumerate(variants):
         algo, _, overrides = variant.partition(":")
-        base, dash = colour(algo), ()
+        base, dash = colour(algo), tuple[float, ...]()
         if overrides:
             dash, target, share = VARIANTS[seen.get(algo, 0) % len(VARIANTS)]
             seen[algo] = seen.get(algo, 0) + 1

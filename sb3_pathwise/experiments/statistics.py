@@ -48,8 +48,8 @@ class Duel:
     Two algorithms compared by one of ``SCORES`` on an environment or on ``ALL``, the one with the higher score first.
 
     ``difference`` is that of their interquartile means, ``improvement`` the probability that a run of the first scores higher
-    than one of the second. ``p`` is of Welch's t-test, ``p_rank`` of the Mann-Whitney U test, both two-sided, ``p_holm`` Welch's
-    after Holm's correction over all duels of the score; they are ``None`` with too few seeds, and over several environments.
+    than one of the second. ``p`` is of Welch's t-test, ``p_rank`` of the Mann-Whitney U test, both two-sided, ``p_holm`` the
+    first after Holm's correction over all duels of the score; ``None``: too few seeds, or several environments.
     """
 
     environment: str
@@ -106,7 +106,7 @@ def bootstrap(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> np.n
 def estimates(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> list[Estimate]:
     """:return: What ``bootstrap`` returns, value by value"""
     rows = bootstrap(statistic, *scores).T.tolist()
-    return [Estimate(*(None if math.isnan(value) else value for value in row)) for row in rows]
+    return [Estimate(point) if math.isnan(low) else Estimate(point, low, high) for point, low, high in rows]
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
@@ -201,7 +201,7 @@ class Statistics:
         self.evaluations = results.groupby([*keys, "step"], as_index=False)[["train_seconds", "return"]].mean()
         if seconds is not None:
             self.evaluations["train_seconds"] = self._measured_apart(seconds)
-        self.runs = pd.DataFrame([self._run(*key, run) for key, run in self.evaluations.groupby(keys)])
+        self.runs = pd.DataFrame([self._run(run) for _, run in self.evaluations.groupby(keys)])
         self.environments = [env for env in environments if env in set(self.runs["environment"])]
         self.algorithms = [algo for algo in algorithms if algo in set(self.runs["algorithm"])]
         self.references = read_table(REFERENCES, ["environment"], []) if references is None else references
@@ -220,17 +220,11 @@ class Statistics:
         return rows["step"] * rows["seconds_per_1000_steps"] / 1000
 
     @staticmethod
-    def _run(environment: str, algorithm: str, seed: int, run: pd.DataFrame) -> dict[str, Any]:
-        steps, returns = run["step"].to_numpy(), run["return"].to_numpy()
-        return {
-            "environment": environment,
-            "algorithm": algorithm,
-            "seed": seed,
-            "final": returns[-1],
-            "auc": np.trapezoid(returns, steps) / (steps[-1] - steps[0]),
-            "steps": steps[-1],
-            "train_seconds": run["train_seconds"].iloc[-1],
-        }
+    def _run(run: pd.DataFrame) -> dict[str, Any]:
+        steps, returns, last = run["step"].to_numpy(), run["return"].to_numpy(), run.iloc[-1]
+        auc = np.trapezoid(returns, steps) / (steps[-1] - steps[0])
+        kept = last[["environment", "algorithm", "seed", "train_seconds"]].to_dict()
+        return kept | {"final": returns[-1], "auc": auc, "steps": steps[-1]}
 
     def _tasks(self, environment: str) -> list[str]:
         return self.environments if environment == ALL else [environment]

@@ -211,7 +211,7 @@ def _read(path: Path, columns: list[str], types: dict[str, type], **how: Any) ->
 
 def read_runs(folder: Path) -> pd.DataFrame:
     """:return: The runs that have ended, as text: ``RUN_COLUMNS``, then versions; the error is empty if it finished"""
-    types = dict.fromkeys(RUN_COLUMNS, str) | {"seed": int}
+    types: dict[str, type] = {**dict.fromkeys(RUN_COLUMNS, str), "seed": int}
     return _read(folder / RUNS, RUN_COLUMNS, types, dtype=str, keep_default_na=False)
 
 
