@@ -122,7 +122,11 @@ class Cluster:
         with contextlib.ExitStack() as stack:
             target: Any = self.address
             if self.address is None:
-                quiet = {"silence_logs": logging.CRITICAL, "dashboard_address": None, "worker_dashboard_address": None}
+                quiet = {
+                    "silence_logs": logging.CRITICAL,
+                    "dashboard_address": "127.0.0.1:0",
+                    "worker_dashboard_address": None,
+                }
                 with _interrupts_held_back(), dask.config.set(CONFIG):
                     target = LocalCluster(self.jobs, threads_per_worker=1, processes=True, memory_limit=0, **quiet)
                 stack.enter_context(target)

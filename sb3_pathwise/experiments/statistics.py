@@ -99,7 +99,7 @@ def bootstrap(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> np.n
         return np.stack([points, *[np.full_like(points, np.nan)] * 2])
     with _seeded():
         samples = {"": list(scores) if len(scores) > 1 else scores[0]}
-        points, ends = rly.get_interval_estimates(samples, statistic, REPETITIONS, CONFIDENCE)
+        points, ends = rly.get_interval_estimates(samples, statistic, reps=REPETITIONS, confidence_interval_size=CONFIDENCE)
     return np.stack([points[""], *ends[""]])
 
 
