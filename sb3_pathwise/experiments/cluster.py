@@ -18,10 +18,10 @@ from typing import Any
 
 from sb3_pathwise.experiments.grid import ComparisonError, Run, one_line
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25
 CONNECT_SECONDS = 10
 # How often a run tells the scheduler where it is, and the number of workers is asked for
-REPORT_SECONDS = 1.0
+REPORT_SECONDS = 2.0
 # Where a process can be forked off one that has imported everything already, so that it need not do it again
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 IMPORTED = ["distributed", "distributed.nanny", "rl_zoo3.import_envs", "sb3_pathwise.experiments.run"]
@@ -29,8 +29,10 @@ CONFIG = {
     "distributed.worker.multiprocessing-method": METHOD,
     # A run whose process dies is tried once more
     "distributed.scheduler.allowed-failures": 1,
-    # Its samples of the stack, a hundred in a second, are for a dashboard
+    # What is for a dashboard: samples of the stack, a hundred in a second, and how busy a process is
     "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
 }
 
 Outcome = dict[str, Any]
@@ -128,7 +130,7 @@ class Cluster:
                     "worker_dashboard_address": None,
                 }
                 with _interrupts_held_back(), dask.config.set(CONFIG):
-                    target = LocalCluster(self.jobs, threads_per_worker=1, processes=True, memory_limit=0, **quiet)
+                    target = LocalCluster(n_workers=self.jobs, threads_per_worker=1, processes=True, memory_limit=0, **quiet)
                 stack.enter_context(target)
             try:
                 self._client = stack.enter_context(Client(target, timeout=CONNECT_SECONDS, set_as_default=False))
