@@ -26,6 +26,7 @@ import pytest
 from rich.console import Console
 
 from sb3_pathwise.experiments import store as store_module
+from sb3_pathwise.experiments.cluster import Cluster
 from sb3_pathwise.experiments.compare import comparison_of, main, make_parser, print_failures
 from sb3_pathwise.experiments.grid import Comparison, Run, parse_variant
 from sb3_pathwise.experiments.progress import Display
@@ -552,6 +553,11 @@ def test_workers_stop_when_nobody_waits(kind: signal.Signals, tmp_path: Path, cl
 def n_executing(dask_worker: Any) -> int:
     """Of a worker: how many threads are at work, whether or not anybody waits for it."""
     return dask_worker.executors["default"]._work_queue.qsize() + len(dask_worker.active_threads)
+
+
+def test_jobs_are_processes_of_one_thread() -> None:
+    with Cluster(3, None, print) as workers:
+        assert list(workers._client.nthreads().values()) == [1, 1, 1]
 
 
 def test_a_worker_of_several_threads_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

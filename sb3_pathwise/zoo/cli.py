@@ -55,7 +55,7 @@ EXTRA_MODULES = {
     *("matplotlib", "seaborn", "pandas", "scipy", "rliable"),
     *("imageio_ffmpeg", "moviepy", "pygame"),
     *("rich", "tqdm"),
-    *("dask", "distributed"),
+    *("dask", "distributed", "jinja2", "statsmodels"),
 }
 # What a wrong argument, file or environment ends in, as opposed to an error in the program
 MISTAKES = (AssertionError, ImportError, OSError, TypeError, ValueError, gym.error.Error)
