@@ -122,7 +122,7 @@ def learning_curves(statistics: Statistics, environment: str, axis: str, looks: 
     axes.set_xlabel(unit_name)
     axes.set_ylabel("normalised score" if environment == ALL else "return")
     axes.margins(x=0.01)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     for side in (axes.xaxis, axes.yaxis):
         _plain_numbers(side)
     figure.legend(loc="outside lower left", ncols=columns, handlelength=2.6, fontsize=9.5)
