@@ -3,21 +3,14 @@ The command ``bench``: what it counts is right, what it prints is what it measur
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch as th
 
-from sb3_pathwise import PathwiseAC
-from sb3_pathwise.engines import choose_engine
-from sb3_pathwise.engines.fused import FusedEngine
 from sb3_pathwise.experiments import bench, bench_measure
 from sb3_pathwise.experiments.bench_measure import IMPLEMENTATIONS, Measurement, Stopwatch, describe, make_model, summarize
 from sb3_pathwise.experiments.bench_report import markdown
-from sb3_pathwise.zoo.registry import ALGORITHMS, CRITIC_OF
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,15 +44,6 @@ def test_split_adds_up(algo: str) -> None:
     assert watch.seconds["train"] == pytest.approx(3 * (4 + 8))
 
 
-@pytest.mark.parametrize("algo", CRITIC_OF)
-def test_critics_of_keys_are_measured(algo: str) -> None:
-    model = make_model(algo, "Pendulum-v1", width=16)
-    assert model.policy.critic_name == CRITIC_OF[algo]
-    assert type(model) is ALGORITHMS[algo]
-    assert model.policy.net_arch == [16, 16]
-    assert make_model("pathwise_crossq", "Pendulum-v1").policy_delay == 3
-
-
 def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(bench_measure, "clock_for", lambda threads, device: lambda: clock[0])
@@ -69,12 +53,6 @@ def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = bench_measure.measure({"a": model}, n_steps=3, repetitions=2)["a"]
     assert [turn.update_ms for turn in turns] == pytest.approx([3000, 3000])
     assert [turn.steps_per_second for turn in turns] == pytest.approx([1 / 10, 1 / 10])
-
-
-def test_clocks() -> None:
-    # CPU time of all threads would be more than the time that the work took, and on a device it would be less
-    clocks = [bench_measure.clock_for(*arguments) for arguments in ((1, "cpu"), (2, "cpu"), (1, "cuda"))]
-    assert clocks == [time.process_time, time.perf_counter, time.perf_counter]
 
 
 OURS = [algo for algo, implementation in IMPLEMENTATIONS.items() if implementation.module == "sb3_pathwise"]
@@ -87,13 +65,6 @@ def test_measured_is_what_users_get(algo: str) -> None:
     bench_measure.measure({algo: model}, n_steps=3, repetitions=1)
     assert describe(model)["engine"] == ("eager" if algo == "pathwise_ac_eager" else "fused")
     assert describe(make_model("sac", "Pendulum-v1"))["engine"] == ""
-
-
-def test_what_engines_look_at_is_left_alone() -> None:
-    model = make_model("pathwise_ac", "Pendulum-v1", width=16).learn(101)
-    assert isinstance(model, PathwiseAC)
-    Stopwatch(model, time.perf_counter)
-    assert FusedEngine.reason_not(model) is None and isinstance(choose_engine(model), FusedEngine)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("pathwise_crossq", "crossq_256"), ("pathwise_crossq_1024", "crossq")])
@@ -119,14 +90,6 @@ def test_summary() -> None:
     assert rows["pathwise_tqc"]["ratios"]["tqc"] == [4, 4, 4] and rows["tqc"]["ratios"].keys() == {"sac"}
     assert rows["tqc"]["steps_per_second"] == 25 and rows["tqc"]["update_ms"] == 40
     assert [turn["steps_per_second"] for turn in rows["tqc"]["turns"]] == [50, 25, 5]
-
-
-def test_threads_are_restored() -> None:
-    before = th.get_num_threads()
-    with pytest.raises(ZeroDivisionError), bench_measure.torch_threads(before + 1):
-        assert th.get_num_threads() == before + 1
-        1 / 0  # noqa: B018
-    assert th.get_num_threads() == before
 
 
 @pytest.fixture
@@ -167,47 +130,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert f"| fused | {median:.2f} ({low:.2f}-{high:.2f}) |  | 1.10 |" in lines[1]
 
 
-@pytest.mark.usefixtures("tiny")
-def test_all_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    works: list[tuple[Any, ...]] = []
-
-    def measure(models: dict[str, Any], n_steps: int, repetitions: int, threads: int, device: str) -> Any:
-        first = models["pathwise_ac"]
-        works.append((type(first.env.observation_space).__name__, first.n_envs, first.gradient_steps, threads, list(models)))
-        turn = Measurement(1.0, 1.0, dict.fromkeys(bench_measure.PARTS, 1.0))
-        return {algo: [turn] for algo in models}
-
-    monkeypatch.setattr(bench, "measure", measure)
-    arguments = "--algos sac pathwise_ac pathwise_ac_bfloat16 mixed_ac --envs Pendulum-v1 --no-scaling --output"
-    assert bench.main([*arguments.split(), str(tmp_path)]) == 0
-    core = ["sac", "pathwise_ac", "pathwise_ac_bfloat16"]
-    assert [work[1:] for work in works] == [
-        (1, 1, 1, [*core, "mixed_ac"]),
-        (8, -1, 1, core),
-        (1, 1, 2, core),
-        # No engine has images in bfloat16
-        (1, 1, 1, core[:2]),
-    ]
-    report = json.loads((tmp_path / "bench.json").read_text())
-    names = ["Pendulum-v1", "Pendulum-v1, n_envs 8", "Pendulum-v1, 2 threads", "images"]
-    assert list(dict.fromkeys(row["work"] for row in report["speed"])) == names
-    assert {work: list(memory) for work, memory in report["memory_mb"].items()} == {
-        "Pendulum-v1": [*core, "mixed_ac"],
-        "images": core[:2],
-    }
-    # The last of them has no turn with others' threads, nor an image
-    assert "| fused | 1.00 (1.00-1.00) |  |  |  |  | 1.10 |  |" in markdown(report).splitlines()[-1]
-
-
 def test_table_of_the_documentation() -> None:
     report = json.loads((ROOT / "examples" / "figures" / "bench" / "bench.json").read_text())
     assert markdown(report) in (ROOT / "docs" / "guide" / "engines.md").read_text()
-
-
-def test_memory_of_a_process() -> None:
-    # Python, torch and SB3 alone take more than 100 MB; what this process holds does not count
-    ballast = np.ones(2**27)
-    assert 100 < bench_measure.measure_memory("pathwise_ac", "Pendulum-v1") < ballast.nbytes / 2**20
 
 
 @pytest.mark.parametrize("arguments", [["--algos", "unknown"], ["--steps", "0"], ["--repetitions", "x"]])

@@ -1,7 +1,7 @@
 """
-Tests of ``compare``: bad input, what a run is, what survives a kill, processes and Dask workers.
+Tests of ``compare``: bad input, what a run is, what survives a kill, what is kept, processes and Dask workers.
 
-The report's numbers and pages are tested in ``test_report.py``.
+The report's numbers and page are tested in ``test_report.py``.
 """
 
 import contextlib
@@ -12,83 +12,69 @@ import os
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
+import distributed
 import pytest
-from filelock import FileLock
 from rich.console import Console
 
-from sb3_pathwise.experiments import compare as compare_module
-from sb3_pathwise.experiments import run as run_module
 from sb3_pathwise.experiments import store as store_module
+from sb3_pathwise.experiments.cluster import Cluster
 from sb3_pathwise.experiments.compare import comparison_of, main, make_parser, print_failures
-from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, parse_variant, read_hyperparameters, slug
+from sb3_pathwise.experiments.grid import Comparison, Run, parse_variant
 from sb3_pathwise.experiments.progress import Display
 from sb3_pathwise.experiments.run import RunManager, build, execute
-from sb3_pathwise.experiments.schedule import LocalEngine
 from sb3_pathwise.experiments.store import Store
-from sb3_pathwise.persistence.atomic import write_atomically
 
 TESTS = Path(__file__).parent
 ALGOS = ["sac", "likelihood_ratio_ac", "likelihood_ratio_ac:n_action_samples=2"]
 SEEDS = 3
 # Small networks and batches, and most steps after the warm-up
 SMALL = ["learning_starts:10", "batch_size:8", "policy_kwargs:dict(net_arch=[8])"]
-EVALUATION = ["--eval-freq", "20", "--eval-episodes", "2"]
 
 
 def arguments(output: Path, *more: Any, algos: list[str] = ALGOS, envs: tuple[str, ...] = ("Reach-v0",)) -> list[str]:
     """A small comparison's command line; what comes later in ``more`` overrules."""
-    words = ["--algos", *algos, "--envs", *envs, "--seeds", SEEDS, "--timesteps", 60, *EVALUATION, "--no-report", "--jobs", 2]
-    words += ["--gym-packages", "comparison_envs", "--device", "cpu", "-params", *SMALL, "--output", output, *more]
-    return [str(word) for word in words]
+    words = ["--algos", *algos, "--envs", *envs, "--seeds", SEEDS, "--timesteps", 60, "--eval-freq", 20, "--eval-episodes", 2]
+    words += ["--no-report", "--jobs", 2, "--gym-packages", "comparison_envs", "--device", "cpu", "-params", *SMALL]
+    return [str(word) for word in (*words, "--output", output, *more)]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def returns(output: Path) -> dict[tuple[str, ...], str]:
-    """Mean return by algorithm, environment, seed and step, as ``results.csv`` has it; no row may be there twice."""
-    with open(output / "results.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = {(row["algorithm"], row["environment"], row["seed"], row["step"]): row["return_mean"] for row in rows}
+    """Returns by algorithm, environment, seed, step and episode, as ``results.csv`` has them; no row may be there twice."""
+    rows = rows_of(output / "results.csv")
+    names = ("algorithm", "environment", "seed", "step", "episode")
+    found = {tuple(row[name] for name in names): row["return"] for row in rows}
     assert len(found) == len(rows)
     return found
 
 
 def small_run(**changes: Any) -> Run:
-    """One of the comparison's runs."""
-    settings: dict[str, Any] = {
-        "variant": "sac",
-        "algo": "sac",
-        "env": "Reach-v0",
-        "seed": 1,
-        "n_timesteps": 60,
-        "eval_freq": 20,
-        "n_eval_episodes": 2,
-        "hyperparams": {
-            "policy": "MlpPolicy",
-            "learning_starts": 10,
-            "batch_size": 8,
-            "policy_kwargs": "dict(net_arch=[8])",
-        },
-        "env_kwargs": {},
-        "eval_env_kwargs": {},
-        "gym_packages": ["comparison_envs"],
-        "device": "cpu",
-        "torch_threads": 1,
-    }
-    return Run(**settings | changes)
+    """One of the comparison's runs, or like it."""
+    words = arguments(Path("unused"), algos=["sac"])
+    run = next(run for run in comparison_of(make_parser().parse_args(words)).plan() if run.seed == 1)
+    return replace(run, **changes)
 
 
-def outcome_of(value: float, error: str | None = None) -> dict[str, Any]:
-    """What ``execute`` would return, with one evaluation."""
-    evaluation = {"step": 0, "train_seconds": 0.5, "returns": [value - 1, value + 1], "lengths": [10, 10]}
-    return {"evaluations": [evaluation], "error": error, "log": "", "started": 0.0, "wall_seconds": 1.0}
+def outcome_of(*values: float) -> dict[str, Any]:
+    """What ``execute`` would return, with evaluations of these returns."""
+    evaluations = [
+        {"step": 20 * k, "train_seconds": k / 3, "returns": [v, -v], "lengths": [10, 9]} for k, v in enumerate(values)
+    ]
+    versions = {"python": "3.11", "torch": "2.13"}
+    return {"evaluations": evaluations, "error": None, "started": "2026-11-25", "wall_seconds": 0.1, "versions": versions}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +83,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("finished") / "results"
     assert main(arguments(output)) == 0
     return output
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "copied")
 
 
 # Bad input
@@ -111,6 +103,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--algos", "sac:learning_rate"], "'learning_rate' is not of the form name=value"),
         (["--algos", "sac:gamma=0.9,gamma=0.8"], "'gamma' is given twice"),
         (["--algos", "sac", "sac"], "sac is named twice"),
+        (["--algos", "pathwise_crossq:policy_kwargs=dict(critic='twin')"], "has critic='batch_renorm', not 'twin'"),
         (["-params", "n_action_samples:4", "--algos", "sac"], "sac has no argument 'n_action_samples'"),
         (["-params", "n_timesteps:4"], "'n_timesteps' is set by --timesteps"),
         (["-params", "0.1"], "'0.1' is not of the form name:value"),
@@ -123,7 +116,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--gym-packages", "no_such_package"], "cannot import no_such_package"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--timesteps", "0"], "--timesteps must be at least 1"),
-        (["--eval-freq", "0"], "--eval-freq must be at least 1"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--output", "{tmp}/bad.yml/results"], "cannot write to"),
         (["--output", "{tmp}"], "is not empty and holds no comparison"),
@@ -132,68 +124,45 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_before_any_training(
-    more: list[str],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad.yml").write_text("Reach-v0: [1,\n  2")
     (tmp_path / "other.yml").write_text("Other-v0:\n  policy: MlpPolicy\n")
     # Nobody answers: do not wait as long as for a cluster
-    monkeypatch.setattr("sb3_pathwise.experiments.schedule.CONNECT_SECONDS", 1)
-    output = tmp_path / "results"
-    assert main(arguments(output, *(word.replace("{tmp}", str(tmp_path)) for word in more))) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
+    monkeypatch.setattr("sb3_pathwise.experiments.cluster.CONNECT_SECONDS", 1)
+    assert main(arguments(tmp_path / "results", *(word.replace("{tmp}", str(tmp_path)) for word in more))) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
     # The corrected command finds everything as it was
     assert {path.name for path in tmp_path.rglob("*")} == {"bad.yml", "other.yml"}
 
 
-def test_a_folder_without_runs_blocks_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever became of the comparison that has made it: refused by an older version, interrupted, or all runs failed."""
-    output, another = tmp_path / "results", ["--seeds", 1, "--timesteps", 20]
-    assert main(arguments(output, "--seeds", 1, algos=["sac"], envs=("Faulty-v0",))) == 1
-    assert list(output.glob("failed/sac/Faulty-v0/seed_0/*"))
-    assert main(arguments(output, *another, algos=["tqc"])) == 0
-    assert {key[0] for key in returns(output)} == {"tqc"}
-    # Nothing of the other one is left
-    assert not (output / "failed").exists()
-    capsys.readouterr()
-    # A finished run is somebody's
-    assert main(arguments(output, *another, algos=["sac"])) == 2
-    assert "holds another comparison (with tqc on Reach-v0)" in capsys.readouterr().err
-
-
-def test_too_few_seeds_for_an_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [word for word in arguments(tmp_path / "results", "--seeds", 2) if word != "--no-report"]
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert "--seeds 2 is too few for a confidence interval" in error and error.count("\n") == 1
-    assert not (tmp_path / "results").exists()
-
-
-def test_lengths_that_the_zoo_does_not_agree_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # rl_zoo3's own: 20,000 and 100,000 steps
-    words = ["--algos", "sac", "ppo", "--envs", "Pendulum-v1", "--output", str(tmp_path / "results")]
-    assert main(words) == 2
-    assert "(sac 20000, ppo 100000.0); give --timesteps" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_no_write_permission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "results").mkdir(mode=0o500)
-    assert main(arguments(tmp_path / "results")) == 2
-    assert "cannot write to" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sac", "--envs", "Pendulum-v1", "--seeds", "2"], "--seeds 2 is too few for a confidence interval"),
+        # rl_zoo3's own: 20,000 and 100,000 steps
+        (["sac", "ppo", "--envs", "Pendulum-v1"], "(sac 20000, ppo 100000.0); give --timesteps"),
+    ],
+)
+def test_what_defaults_do_not_allow(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--algos", *words, "--output", str(tmp_path / "results")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "results").exists()
 
 
 def test_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "results"
-    output.mkdir()
-    with FileLock(output / ".lock"):
-        assert main(arguments(output)) == 2
-    assert "is in use by another compare" in capsys.readouterr().err
+    run = small_run()
+    with Store(tmp_path / "results").opened(Comparison(["sac"], ["Reach-v0"], 3), [run]):
+        script = (
+            f"from sb3_pathwise.experiments.compare import main; raise SystemExit(main({arguments(tmp_path / 'results')}))"
+        )
+        paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+        )
+    assert done.returncode == 2 and "is in use by another compare" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -202,19 +171,25 @@ def test_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--algos", "sac"], "with likelihood_ratio_ac on Reach-v0"),
         (["--seeds", "2"], "with seeds 0 to 2, here 0 to 1"),
         (["--timesteps", "80"], "n_timesteps is 60 there, 80 here"),
-        (["--eval-episodes", "3"], "n_eval_episodes is 2 there, 3 here"),
         (["--env-kwargs", "noise:0.2"], "env_kwargs is {} there, {'noise': 0.2} here"),
         (["-params", *SMALL, "gamma:0.9"], "gamma of sac on Reach-v0 is the default there, 0.9 here"),
     ],
 )
-def test_a_folder_with_another_comparison(
+def test_what_would_change_finished_runs(
     finished: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (finished / "comparison.json").read_bytes()
+    before = {path: path.read_bytes() for path in finished.iterdir()}
     assert main(arguments(finished, *more)) == 2
     error = capsys.readouterr().err
     assert "holds another comparison" in error and message in error and error.count("\n") == 1
-    assert (finished / "comparison.json").read_bytes() == before
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_a_folder_of_an_older_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "comparison.json").write_text('{"format": 1}')
+    assert main(arguments(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "holds a comparison of another version" in error and error.count("\n") == 1
 
 
 # The request
@@ -224,7 +199,6 @@ def test_a_folder_with_another_comparison(
     ("variant", "algo", "overrides"),
     [
         ("sac", "sac", {}),
-        ("sac:gamma=0.9", "sac", {"gamma": 0.9}),
         ("mixed_ac:baseline=none,n_action_samples=4", "mixed_ac", {"baseline": "none", "n_action_samples": 4}),
         (
             "sac:policy_kwargs=dict(net_arch=[8, 8], n_critics=1),learning_rate=lin_1e-3",
@@ -239,81 +213,59 @@ def test_variants(variant: str, algo: str, overrides: dict[str, Any]) -> None:
 
 
 def test_the_command_asks_for_the_same_comparison() -> None:
-    comparison = Comparison(
-        algos=["sac", "tqc:policy_kwargs=dict(net_arch=[8, 8])"],
-        envs=["Pendulum-v1"],
-        n_seeds=4,
-        first_seed=2,
-        n_timesteps=70,
-        eval_freq=9,
-        n_eval_episodes=3,
-        params=["learning_starts:10"],
-        conf_files=["sac=a b.yml"],
-        env_kwargs=["g:9.0"],
-        eval_env_kwargs=["g:8.0"],
-        gym_packages=["comparison_envs"],
-        device="cpu",
-        torch_threads=2,
-    )
+    texts = {"params": ["learning_starts:10"], "conf_files": ["sac=a b.yml"], "gym_packages": ["comparison_envs"]}
+    texts |= {"env_kwargs": ["g:9.0"], "eval_env_kwargs": ["g:8.0"]}
+    algos = ["sac", "tqc:policy_kwargs=dict(net_arch=[8, 8])"]
+    comparison = Comparison(algos, ["Pendulum-v1"], 4, 2, 70, 9, 3, device="cpu", torch_threads=2, **texts)
     words = shlex.split(comparison.command("runs/my folder"))
     assert words[:2] == ["sb3-pathwise", "compare"]
     args = make_parser().parse_args(words[2:])
-    assert comparison_of(args) == comparison
-    assert args.output == Path("runs/my folder")
-
-
-def test_names_of_folders() -> None:
-    assert slug("likelihood_ratio_ac") == "likelihood_ratio_ac"
-    awkward = ["a:b=1", "a/b=1", "a b=1", "a" * 300, "a" * 301]
-    names = [slug(name) for name in awkward]
-    assert len(set(names)) == len(names)
-    assert all(len(name) < 120 and "/" not in name and ":" not in name for name in names)
+    assert comparison_of(args) == comparison and args.output == Path("runs/my folder")
 
 
 # Runs
 
 
 def test_what_a_comparison_leaves(finished: Path) -> None:
-    steps = ["0", "20", "40", "60"]
     found = returns(finished)
-    expected = {(algo, "Reach-v0", str(seed), step) for algo in ALGOS for seed in range(SEEDS) for step in steps}
-    assert set(found) == expected
-    folder = finished / "runs" / slug(ALGOS[2]) / "Reach-v0" / "seed_1"
-    record = json.loads((folder / "run.json").read_text())
-    assert record["run"]["variant"] == ALGOS[2] and record["run"]["seed"] == 1
-    assert record["run"]["hyperparams"]["n_action_samples"] == 2
-    assert {"python", "torch", "stable_baselines3", "sb3-pathwise"} <= record["versions"].keys()
-    assert record["wall_seconds"] > 0
-    with open(folder / "evaluations.csv", newline="") as file:
-        episodes = list(csv.DictReader(file))
-    last = [float(row["return"]) for row in episodes if row["step"] == "60"]
-    assert len(last) == 2
-    assert float(found[ALGOS[2], "Reach-v0", "1", "60"]) == np.mean(last)
-    seconds = [float(row["train_seconds"]) for row in episodes]
+    names = ([*ALGOS], ["Reach-v0"], ["0", "1", "2"], ["0", "20", "40", "60"], ["0", "1"])
+    assert set(found) == {
+        (a, e, s, t, k) for a in names[0] for e in names[1] for s in names[2] for t in names[3] for k in names[4]
+    }
+    assert (
+        json.loads((finished / "comparison.json").read_text())["cells"][ALGOS[2]]["Reach-v0"]["hyperparams"][
+            "n_action_samples"
+        ]
+        == 2
+    )
+    runs = rows_of(finished / "runs.csv")
+    assert len(runs) == 9 and all(float(run["wall_seconds"]) > 0 and run["torch"] and run["platform"] for run in runs)
+    seconds = [float(row["train_seconds"]) for row in rows_of(finished / "results.csv")[:8]]
     assert seconds == sorted(seconds) and seconds[-1] > seconds[0] >= 0
     # Learning changes what is evaluated, and a variant is not its algorithm
-    assert found["sac", "Reach-v0", "0", "20"] != found["sac", "Reach-v0", "0", "60"]
-    assert found[ALGOS[1], "Reach-v0", "0", "60"] != found[ALGOS[2], "Reach-v0", "0", "60"]
+    last = [found[algo, "Reach-v0", "0", step, "0"] for algo, step in ((ALGOS[0], "20"), *((algo, "60") for algo in ALGOS))]
+    assert len(set(last)) == 4
+    # Git keeps the text alone
+    assert subprocess.run(["git", "init", "-q", finished]).returncode == 0
+    kept = subprocess.run(
+        ["git", "-C", finished, "ls-files", "-o", "--exclude-standard"], capture_output=True, text=True
+    ).stdout
+    shutil.rmtree(finished / ".git")
+    assert set(kept.split()) == {".gitignore", "comparison.json", "results.csv", "runs.csv"}
 
 
-def test_the_configuration_is_one_that_the_zoo_reads(finished: Path) -> None:
-    folder = finished / "runs" / slug(ALGOS[2]) / "Reach-v0" / "seed_0"
-    hyperparams = json.loads((folder / "run.json").read_text())["run"]["hyperparams"]
-    found = read_hyperparameters("likelihood_ratio_ac", "Reach-v0", str(folder / "config.yml"))
-    assert found == {"n_timesteps": 60, **hyperparams}
-
-
-def test_nothing_is_redone_and_a_comparison_may_grow(finished: Path, tmp_path: Path) -> None:
-    output = tmp_path / "grown"
-    shutil.copytree(finished, output)
-    before = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*/run.json")}
-    assert main(arguments(output)) == 0
-    assert {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*/run.json")} == before
+def test_nothing_is_redone_and_a_comparison_may_grow(finished: Path, copied: Path) -> None:
+    # As text alone, as from another machine
+    (copied / "comparison.sqlite").unlink()
+    before = rows_of(copied / "runs.csv")
+    assert main(arguments(copied)) == 0
+    assert (copied / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
     # Another algorithm and another seed
-    assert main(arguments(output, "--seeds", SEEDS + 1, algos=["tqc", *ALGOS])) == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    found, whole = returns(output), returns(finished)
-    assert len(found) == 4 * (SEEDS + 1) * 4
+    assert main(arguments(copied, "--seeds", SEEDS + 1, algos=["tqc", *ALGOS])) == 0
+    after = rows_of(copied / "runs.csv")
+    assert [run for run in after if run in before] == before
+    found, whole = returns(copied), returns(finished)
+    assert len(found) == 4 * (SEEDS + 1) * 8
     assert {key: found[key] for key in whole} == whole
 
 
@@ -321,8 +273,9 @@ def test_returns_depend_on_the_run_alone(finished: Path) -> None:
     # In this process, after other runs and in another order than the comparison's
     execute(small_run(seed=7), lambda steps: True)
     outcome = execute(small_run(), lambda steps: True)
-    here = [sum(evaluation["returns"]) / 2 for evaluation in outcome["evaluations"]]
-    assert here == [float(returns(finished)["sac", "Reach-v0", "1", str(step)]) for step in (0, 20, 40, 60)]
+    here = [value for evaluation in outcome["evaluations"] for value in evaluation["returns"]]
+    there = returns(finished)
+    assert here == [float(there["sac", "Reach-v0", "1", str(step), k]) for step in (0, 20, 40, 60) for k in "01"]
 
 
 def test_evaluations_leave_training_alone() -> None:
@@ -334,18 +287,11 @@ def test_evaluations_leave_training_alone() -> None:
     assert often[0]["returns"] != often[-1]["returns"]
 
 
-def test_a_variant_keeps_the_critic_of_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_variant_keeps_the_critic_of_its_key(tmp_path: Path) -> None:
     algos = ["pathwise_crossq", "likelihood_ratio_tqc:policy_kwargs=dict(net_arch=[16])", "pathwise_ac"]
-    request = arguments(tmp_path, algos=algos, envs=("Pendulum-v1",))
-    critics = {}
-    for run in comparison_of(make_parser().parse_args(request)).plan():
-        manager, model = build(run)
-        manager.evaluate.eval_env.close()
-        critics[run.variant] = model.policy.critic_name
-    assert list(critics.values()) == ["batch_renorm", "quantile", "twin"]
-    other = arguments(tmp_path, algos=["pathwise_crossq:policy_kwargs=dict(critic='twin')"])
-    assert main(other) == 2
-    assert "pathwise_crossq has critic='batch_renorm', not 'twin'" in capsys.readouterr().err
+    request = make_parser().parse_args(arguments(tmp_path, "--seeds", 1, algos=algos, envs=("Pendulum-v1",)))
+    critics = [build(run)[1].policy.critic_name for run in comparison_of(request).plan()]
+    assert critics == ["batch_renorm", "quantile", "twin"]
 
 
 def test_evaluations_of_several_environments_that_are_normalised() -> None:
@@ -364,12 +310,9 @@ def test_evaluation_environments_have_their_own_arguments() -> None:
     assert manager.create_envs(1, eval_env=True).get_attr("noise") == [0.0]
 
 
-def test_a_run_that_is_told_to_stop_does_not_count() -> None:
+def test_runs_that_do_not_count() -> None:
     outcome = execute(small_run(), lambda steps: steps < 30)
     assert "StoppedEarlyError: training ended after 30 of 60 steps" in outcome["error"]
-
-
-def test_a_return_that_is_not_a_number_fails() -> None:
     outcome = execute(small_run(eval_env_kwargs={"reward_scale": float("nan")}), lambda steps: True)
     assert "FloatingPointError: the evaluation after 0 steps" in outcome["error"]
 
@@ -377,53 +320,38 @@ def test_a_return_that_is_not_a_number_fails() -> None:
 # Failures, kills and interrupts
 
 
-def test_runs_that_raise_or_kill_their_process_spoil_no_other(
+def test_failures_spoil_no_other_run_and_are_tried_again(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results"
-    words = arguments(output, "--seeds", 1, algos=["sac"], envs=("Faulty-v0", "Deadly-v0", "Reach-v0"))
-    assert main(words) == 1
-    error = capsys.readouterr().err
-    assert "Failed: sac on Faulty-v0, seed 0\nTraceback" in error
-    assert "RuntimeError: the point fell off the line" in error
-    assert "Failed: sac on Deadly-v0, seed 0\nIts process died: {SIGKILL(-9)}" in error
-    assert "2 of 3 runs failed" in error
-    found, whole = returns(output), returns(finished)
-    assert len(found) == 4
-    assert found == {key: whole[key] for key in found}
-    assert "the point fell off" in (output / "failed" / "sac" / "Faulty-v0" / "seed_0" / "traceback.txt").read_text()
-
-
-def test_failures_are_told_even_if_nothing_is_left_to_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Failing(LocalEngine):
-        def outcomes(self, runs: list[Run], tick: Any) -> Any:
-            for run in runs:
-                yield run, outcome_of(0.0, error="Traceback\nRuntimeError: no\n")
-
-    monkeypatch.setattr(compare_module, "LocalEngine", Failing)
-    words = [word for word in arguments(tmp_path / "results", algos=["sac"]) if word != "--no-report"]
-    assert main(words) == 1
-    assert "RuntimeError: no\n" in capsys.readouterr().err
-    assert not (tmp_path / "results" / "report.html").exists()
+    one = ("--seeds", 1, "--jobs", 1)
+    assert main(arguments(output, *one, algos=["sac"], envs=("Faulty-v0",))) == 1
+    # A folder without a finished run blocks nobody
+    words = arguments(output, *one, "--env-kwargs", f"marker:{tmp_path / 'marker'}", algos=["sac"])
+    words = [*words, "--envs", "Faulty-v0", "Deadly-v0"]
+    (tmp_path / "marker").touch()
+    assert main(words) == 0
+    assert len(returns(output)) == 2 * 8
+    other, whole = tmp_path / "other", returns(finished)
+    assert main(arguments(other, *one, algos=["sac"], envs=("Faulty-v0", "Deadly-v0", "Reach-v0"))) == 1
+    captured = capsys.readouterr()
+    assert "Failed: sac on Faulty-v0, seed 0\nTraceback" in captured.err
+    assert "RuntimeError: the point fell off the line" in captured.err
+    assert "Failed: sac on Deadly-v0, seed 0\nEvery process that it was given to died" in captured.err
+    assert "2 of 3 runs failed" in captured.err and "Lost the worker" in captured.out
+    assert {run["environment"]: bool(run["error"]) for run in rows_of(other / "runs.csv")} == {
+        "Deadly-v0": True,
+        "Faulty-v0": True,
+        "Reach-v0": False,
+    }
+    assert returns(other) == {key: whole[key] for key in whole if key[0] == "sac" and key[2] == "0"}
 
 
 def test_a_traceback_that_runs_share_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    print_failures([(small_run(seed=0), "one\n"), (small_run(seed=1), "two\n"), (small_run(seed=2), "one\n")])
-    text = capsys.readouterr().err
-    assert text == (
+    print_failures([(small_run(seed=seed), text) for seed, text in enumerate(("one\n", "two\n", "one\n"))])
+    assert capsys.readouterr().err == (
         "\nFailed: sac on Reach-v0, seed 0\nFailed: sac on Reach-v0, seed 2\none\n\n\nFailed: sac on Reach-v0, seed 1\ntwo\n\n"
     )
-
-
-def test_a_failed_run_is_tried_again(tmp_path: Path) -> None:
-    output, marker = tmp_path / "results", tmp_path / "marker"
-    words = arguments(output, "--env-kwargs", f"marker:{marker}", "--seeds", 1, algos=["sac"], envs=("Faulty-v0",))
-    assert main(words) == 1
-    assert len(returns(output)) == 0 and list(output.glob("failed/*/*/*"))
-    assert main(words) == 0
-    assert len(returns(output)) == 4 and not list(output.glob("failed/*/*/*"))
 
 
 def start(output: Path, *more: Any) -> subprocess.Popen[str]:
@@ -441,23 +369,20 @@ def start(output: Path, *more: Any) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], Any], process: Any = None) -> None:
     """Wait for something that a process does."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert (process is None or process.poll() is None) and time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def is_quiet(group: int) -> bool:
-    """Whether no process of a group is left, within some seconds."""
-    for _ in range(200):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
+    """Whether no process of a group is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        return False
+    return True
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX process groups")
@@ -467,11 +392,11 @@ def test_kill_then_interrupt_then_finish(finished: Path, tmp_path: Path) -> None
     hold.touch()
     more = ("--env-kwargs", f"hold:{hold}")
     process = start(output, *more)
-    wait_until(lambda: list(output.glob("runs/*/*/*/run.json")), process)
+    wait_until(lambda: (output / "runs.csv").exists() and rows_of(output / "runs.csv"), process)
     # The comparison alone, without a chance to stop its workers
     process.kill()
     process.communicate()
-    assert is_quiet(process.pid), "workers outlive the comparison"
+    wait_until(lambda: is_quiet(process.pid))
 
     reached.unlink(missing_ok=True)
     process = start(output, *more)
@@ -479,99 +404,82 @@ def test_kill_then_interrupt_then_finish(finished: Path, tmp_path: Path) -> None
     wait_until(reached.exists, process)
     # What a terminal does at Ctrl-C
     os.killpg(process.pid, signal.SIGINT)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "the same command goes on" in text and "Traceback" not in text
-    assert is_quiet(process.pid)
-    n_kept = len(returns(output)) // 4
-    assert 1 <= n_kept <= len(ALGOS) * (SEEDS - 1)
+    wait_until(lambda: is_quiet(process.pid))
+    kept = rows_of(output / "runs.csv")
+    assert 1 <= len(kept) <= len(ALGOS) * (SEEDS - 1)
 
-    kept = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*/run.json")}
     hold.unlink()
     assert main(arguments(output, *more)) == 0
     assert returns(output) == returns(finished)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert not list(output.rglob(".tmp-*"))
+    assert [run for run in rows_of(output / "runs.csv") if run in kept] == kept
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
-def test_an_interrupt_does_not_reach_workers_that_are_just_starting(tmp_path: Path) -> None:
-    process = start(tmp_path / "results")
-    workers: list[int] = []
+# What is kept
 
-    def started() -> list[int]:
-        workers.clear()
-        for child in psutil.Process(process.pid).children():
-            # One that has just gone has no command line
-            with contextlib.suppress(psutil.Error):
-                workers.extend([child.pid] * any("popen_loky" in part for part in child.cmdline()))
-        return workers
 
-    wait_until(started, process)
-    # From its first moment on, long before it runs any code of ours
-    first = workers[0]
-    for _ in range(20):
-        os.kill(first, signal.SIGINT)
-        time.sleep(0.02)
-    assert first in started()
-    text, _ = process.communicate(timeout=240)
-    assert process.returncode == 0 and "Traceback" not in text
-    assert len(returns(tmp_path / "results")) == len(ALGOS) * SEEDS * 4
+REQUEST = Comparison(["sac"], ["Reach-v0"], 3, n_timesteps=60, eval_freq=20, n_eval_episodes=2)
 
 
 def test_a_run_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, comparison = small_run(seed=0), Comparison(["sac"], ["Reach-v0"], 1)
-    n_calls = 0
+    run, values = small_run(), (0.1, 1 / 3, 1e-300, -2e17)
+    for stop_at in range(1, 8):
+        output, n_calls = tmp_path / str(stop_at), 0
 
-    def until_plug_is_pulled(function: Callable[..., None]) -> Callable[..., None]:
-        def counted(*args: Any) -> None:
-            nonlocal n_calls
-            n_calls += 1
-            if n_calls == stop_at:
-                raise KeyboardInterrupt
-            function(*args)
+        def until_the_plug_is_pulled(function: Callable[..., Any], stop_at: int = stop_at) -> Callable[..., Any]:
+            def counted(*args: Any) -> Any:
+                nonlocal n_calls
+                n_calls += 1
+                if n_calls == stop_at:
+                    raise KeyboardInterrupt
+                return function(*args)
 
-        return counted
+            return counted
 
-    # Every point at which something reaches the disk or takes its final name. The first three are the manifest's; then there
-    # are three files, their folder, and the folder's name
-    for stop_at in range(4, 9):
-        output = tmp_path / f"stopped_{stop_at}"
-        n_calls = 0
-        with monkeypatch.context() as patches:
-            for name in ("fsync", "rename", "replace"):
-                patches.setattr(os, name, until_plug_is_pulled(getattr(os, name)))
-            with pytest.raises(KeyboardInterrupt), Store(output).opened(comparison, [run]) as store:
-                store.save(run, outcome_of(3.0))
-        assert n_calls == stop_at
-        with Store(output).opened(comparison, [run]) as store:
-            assert not store.finished(run)
-            assert not list(output.rglob(".tmp-*"))
-            store.save(run, outcome_of(3.0))
-            assert store.finished(run)
-        store_module.write_results(output)
-        assert list(returns(output).values()) == ["3.0"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+        # The record, then for either file its content, its name and its folder
+        with pytest.raises(KeyboardInterrupt), Store(output).opened(REQUEST, [run]) as store, monkeypatch.context() as patches:
+            patches.setattr(store_module.json, "dumps", until_the_plug_is_pulled(json.dumps))
+            for name in ("fsync", "replace"):
+                patches.setattr(os, name, until_the_plug_is_pulled(getattr(os, name)))
+            store.save(run, outcome_of(*values))
+        with Store(output).opened(REQUEST, [run]) as store:
+            # As soon as it is in the database it is kept
+            assert bool(store.unfinished([run])) == (stop_at == 1)
+            assert not list(output.glob(".tmp-*"))
+            if stop_at == 1:
+                store.save(run, outcome_of(*values))
+        # To the last digit
+        assert [float(text) for text in returns(output).values()] == [sign * value for value in values for sign in (1, -1)]
+        # From the text, which may have come from elsewhere
+        before = [(output / name).read_bytes() for name in ("runs.csv", "results.csv")]
+        (output / "comparison.sqlite").unlink()
+        with Store(output).opened(REQUEST, [run]) as store:
+            assert store.unfinished([run]) == []
+        assert [(output / name).read_bytes() for name in ("runs.csv", "results.csv")] == before
 
 
-def test_a_damaged_run_is_named(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "copy")
-    (tmp_path / "copy" / "runs" / "sac" / "Reach-v0" / "seed_0" / "evaluations.csv").write_text("step\nx\n")
-    with pytest.raises(ComparisonError, match=r"seed_0 .* remove that folder"):
-        store_module.read_results(tmp_path / "copy")
+def test_text_that_cannot_be_gone_on_with(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "comparison.sqlite").unlink()
+    lines = (copied / "results.csv").read_text().splitlines()
+    (copied / "results.csv").write_text("\n".join(lines[:-1]) + "\n")
+    assert main(arguments(copied)) == 2
+    assert "results.csv lacks episodes of sac Reach-v0 2" in capsys.readouterr().err
+    (copied / "runs.csv").write_text("seed\nx\n")
+    assert main(arguments(copied)) == 2
+    error = capsys.readouterr().err
+    assert "cannot read" in error and "runs.csv" in error and error.count("\n") == 1
+
+
+def test_runs_that_come_by_way_of_the_text(copied: Path, tmp_path: Path) -> None:
+    """Another machine's runs are taken in beside those of the database."""
+    with contextlib.closing(sqlite3.connect(copied / "comparison.sqlite")) as db, db:
+        for table in ("runs", "results"):
+            db.execute(f"DELETE FROM {table} WHERE seed = 1")
+    before = (copied / "results.csv").read_bytes()
+    assert main(arguments(copied)) == 0
+    assert (copied / "results.csv").read_bytes() == before
 
 
 # Progress
@@ -608,14 +516,8 @@ def test_a_log_file_gets_one_line_per_run() -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Any:
     """A Dask cluster of two workers, each in a process of its own."""
-    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         yield cluster
-
-
-def test_a_cluster_gives_the_same_returns(finished: Path, tmp_path: Path, cluster: Any) -> None:
-    assert main(arguments(tmp_path / "results", "--scheduler", cluster.scheduler_address)) == 0
-    assert returns(tmp_path / "results") == returns(finished)
 
 
 def test_a_worker_killed_in_mid_run(tmp_path: Path, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -627,45 +529,38 @@ def test_a_worker_killed_in_mid_run(tmp_path: Path, cluster: Any, capsys: pytest
     assert marker.exists()
     (loss,) = [line for line in capsys.readouterr().out.splitlines() if "Lost the worker" in line]
     assert "tcp://" in loss and "on Deadly-v0, seed " in loss
-    # The same environment, now that the marker is there, without any kill
+    # The same environment, now that the marker is there, without any kill, and on this machine
     undisturbed = tmp_path / "undisturbed"
     assert main(arguments(undisturbed, *more[:2], algos=ALGOS[:2], envs=("Deadly-v0",))) == 0
-    assert len(returns(output)) == 2 * SEEDS * 4
+    assert len(returns(output)) == 2 * SEEDS * 8
     assert returns(output) == returns(undisturbed)
 
 
-def test_an_interrupt_reaches_the_workers(tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(display: Display, steps: dict[int, int]) -> None:
-        if any(steps.values()):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Display, "tick", interrupt)
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_workers_stop_when_nobody_waits(kind: signal.Signals, tmp_path: Path, cluster: Any) -> None:
     # Ten minutes, were it not interrupted
     more = ("--timesteps", 12_000, "--eval-freq", 12_000, "--env-kwargs", "seconds:0.05", "--eval-env-kwargs", "seconds:0.0")
-    begun = time.monotonic()
-    assert main(arguments(tmp_path / "results", *more, "--scheduler", cluster.scheduler_address)) == 130
+    process = start(tmp_path / "results", *more, "--scheduler", cluster.scheduler_address)
     with cluster.get_client() as client:
-        while any(client.run(is_training).values()):
-            assert time.monotonic() < begun + 240
-            time.sleep(0.1)
+        wait_until(lambda: all(client.run(n_executing).values()), process)
+        os.kill(process.pid, kind)
+        assert process.wait(timeout=200) == (130 if kind == signal.SIGINT else -signal.SIGKILL)
+        wait_until(lambda: not any(client.run(n_executing).values()))
+    process.stdout.close()  # type: ignore[union-attr]
     assert returns(tmp_path / "results") == {}
 
 
-def is_training() -> bool:
-    """Whether a run is being executed in this process."""
-    return run_module._one_run_per_process.locked()
+def n_executing(dask_worker: Any) -> int:
+    """Of a worker: how many threads are at work, whether or not anybody waits for it."""
+    return dask_worker.executors["default"]._work_queue.qsize() + len(dask_worker.active_threads)
 
 
-def test_a_run_that_raises_on_a_cluster(tmp_path: Path, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "results"
-    words = arguments(output, "--seeds", 1, "--scheduler", cluster.scheduler_address, algos=["sac"])
-    assert main([*words, "--envs", "Faulty-v0", "Reach-v0"]) == 1
-    assert "RuntimeError: the point fell off the line" in capsys.readouterr().err
-    assert {key[1] for key in returns(output)} == {"Reach-v0"}
+def test_jobs_are_processes_of_one_thread() -> None:
+    with Cluster(3, None, print) as workers:
+        assert list(workers._client.nthreads().values()) == [1, 1, 1]
 
 
 def test_a_worker_of_several_threads_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
         assert main(arguments(tmp_path / "results", "--scheduler", cluster.scheduler_address)) == 2
     error = capsys.readouterr().err

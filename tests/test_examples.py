@@ -145,7 +145,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page and Path(page[1]).read_text().startswith("<!DOCTYPE html>")
     assert Path("runs/demo/figures/Pendulum-v1_steps.png").read_bytes().startswith(b"\x89PNG")
 
-    found = {(row["algorithm"], row["seed"], row["step"]): row["return_mean"] for row in read_csv("runs/demo/results.csv")}
+    rows = [row for row in read_csv("runs/demo/results.csv") if row["episode"] == "0"]
+    found = {(row["algorithm"], row["seed"], row["step"]): row["return"] for row in rows}
     assert found.keys() == {(algorithm, seed, step) for algorithm in algorithms for seed in "012" for step in ("0", "1030")}
     for seed in "012":
         first, second = ([found[algorithm, seed, step] for algorithm in algorithms] for step in ("0", "1030"))

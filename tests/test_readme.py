@@ -5,7 +5,6 @@ Their code is in ``test_docs.py``, the examples in ``test_examples.py``.
 """
 
 import ast
-import csv
 import inspect
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import SAC
@@ -100,12 +100,19 @@ def test_spaces(row: dict[str, str], cls: type[SAC]) -> None:
             assert row[column].startswith("yes")
 
 
+def final_returns(folder: str, step: int) -> dict[tuple[str, str], float]:
+    """
+    :param folder: of a comparison, among the figures
+    :param step: the last of each run
+    :return: mean return after it, by algorithm and seed
+    """
+    results = pd.read_csv(ROOT / "examples" / "figures" / folder / "results.csv", dtype={"seed": str})
+    return dict(results[results["step"] == step].groupby(["algorithm", "seed"])["return"].mean())
+
+
 def test_demo_results() -> None:
     keys = {algorithm.__name__: key for key, algorithm in ALGORITHMS.items() if key not in CRITIC_OF}
-    with (ROOT / "examples" / "figures" / "demo" / "results.csv").open(newline="") as file:
-        measured = {
-            (row["algorithm"], row["seed"]): float(row["return_mean"]) for row in csv.DictReader(file) if row["step"] == "5000"
-        }
+    measured = final_returns("demo", 5000)
     shown = {
         (keys[row["algorithm"].strip("`")], column.removeprefix("seed ")): float(value)
         for row in table("| algorithm | seed 0 |")
@@ -118,12 +125,7 @@ def test_demo_results() -> None:
 
 
 def test_results() -> None:
-    with (ROOT / "examples" / "figures" / "Pendulum-v1" / "results.csv").open(newline="") as file:
-        measured = {
-            (row["algorithm"], row["seed"]): float(row["return_mean"])
-            for row in csv.DictReader(file)
-            if row["step"] == "20000"
-        }
+    measured = final_returns("Pendulum-v1", 20000)
     rows = table("| algorithm | final return |")
     assert {row["algorithm"].strip("`") for row in rows} == {algorithm for algorithm, _ in measured}
     for row in rows:

@@ -1,9 +1,10 @@
 """
-Tests of ``report``: statistics against closed forms and rliable's own, verdicts, pages and figures.
+Tests of ``report``: statistics against closed forms and rliable's own, verdicts, the page and its figures.
 
 The results are made up, by laws that the tests know; training and storing are tested in ``test_compare.py``.
 """
 
+import contextlib
 import io
 import itertools
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from rliable import metrics
@@ -22,73 +24,67 @@ from sb3_pathwise.experiments.compare import comparison_of, make_parser
 from sb3_pathwise.experiments.grid import Comparison, Run
 from sb3_pathwise.experiments.report import Report, main, print_report, write_report
 from sb3_pathwise.experiments.statistics import (
+    ALL,
     Duel,
     Estimate,
     Statistics,
     corrected,
     duel,
+    estimates,
     interquartile_mean,
-    iqm,
     probability_of_improvement,
 )
-from sb3_pathwise.experiments.store import Store
+from sb3_pathwise.experiments.store import COLUMNS, Store, read_manifest
 from sb3_pathwise.zoo.registry import ALGORITHMS
 
 STEPS = (0, 50, 100)
 ENV = "Pendulum-v1"
+REFERENCES = pd.DataFrame(
+    {"random": {ENV: 0.0, "Other-v0": -30.0}, "reference": {ENV: 10.0, "Other-v0": -10.0}, "source": "here"}
+)
+Finals = dict[str, list[float]]
 
 
-def make_rows(finals: dict[str, list[float]], environment: str = ENV, start: float = 0.0) -> list[dict[str, Any]]:
+def results_of(finals: Finals, environment: str = ENV, start: float = 0.0) -> pd.DataFrame:
     """Evaluations of runs that learn at a constant pace, from ``start`` to the given final returns."""
-    return [
-        {
-            "algorithm": algorithm,
-            "environment": environment,
-            "seed": seed,
-            "step": step,
-            "train_seconds": 2.0 * step,
-            "return_mean": start + (final - start) * step / 100,
-            "return_std": 1.0,
-            "length_mean": 10.0,
-        }
+    rows = [
+        [algorithm, environment, seed, step, 2.0 * step, episode, start + (final - start) * step / 100 + shift, 10]
         for algorithm, values in finals.items()
         for seed, final in enumerate(values)
         for step in STEPS
+        for episode, shift in enumerate((-1, 1))
     ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def statistics_of(finals: dict[str, list[float]], **more: Any) -> Statistics:
+def statistics_of(finals: Finals, **more: Any) -> Statistics:
     """Statistics of one environment."""
-    return Statistics(make_rows(finals, **more), list(finals), [more.get("environment", ENV)])
+    return Statistics(results_of(finals, **more), list(finals), [ENV])
+
+
+def statistics_of_two(first: Finals, second: Finals, references: Any = REFERENCES, **more: Any) -> Statistics:
+    """Statistics of two environments."""
+    results = pd.concat([results_of(first), results_of(second, "Other-v0", start=-30.0)])
+    return Statistics(results, list(first), [ENV, "Other-v0"], references, **more)
 
 
 def make_folder(output: Path, finals: dict[tuple[str, str], list[float]], failed: tuple[Any, ...] = ()) -> Path:
     """A comparison's folder, with runs of the given final returns by algorithm and environment."""
     algos, envs = (list(dict.fromkeys(key[place] for key in finals)) for place in (0, 1))
-    comparison = Comparison(algos, envs, max(map(len, finals.values())), n_timesteps=100, eval_freq=50)
-    run_of = {
-        (algo, env, seed): Run(
-            algo, algo.partition(":")[0], env, seed, 100, 50, 10, {"policy": "MlpPolicy"}, {}, {}, [], "auto", 1
-        )
-        for algo, env in finals
-        for seed in comparison.seeds
-    }
-    with Store(output).opened(comparison, list(run_of.values())) as store:
-        for (algo, env), values in finals.items():
-            for seed, final in enumerate(values):
+    comparison = Comparison(algos, envs, max(map(len, finals.values())), n_timesteps=100, eval_freq=50, n_eval_episodes=2)
+    settings: Any = (100, 50, 2, {"policy": "MlpPolicy"}, {}, {}, [], "auto", 1)
+    runs = [Run(algo, algo.partition(":")[0], env, seed, *settings) for algo, env in finals for seed in comparison.seeds]
+    with Store(output).opened(comparison, runs) as store:
+        for run in runs:
+            if run.seed < len(values := finals[run.variant, run.env]):
+                final, error = values[run.seed], "Traceback\n" if (run.variant, run.env, run.seed) in failed else None
                 evaluations = [
                     {"step": step, "train_seconds": 2.0 * step, "returns": [final * step / 100] * 2, "lengths": [10, 10]}
                     for step in STEPS
                 ]
-                outcome = {
-                    "evaluations": evaluations,
-                    "error": "Traceback\n" if (algo, env, seed) in failed else None,
-                    "started": 0.0,
-                    "wall_seconds": 200.0,
-                    "versions": {"python": "3.11", "torch": "2.13"},
-                    "machine": {"platform": "Linux", "processors": 2},
-                }
-                store.save(run_of[algo, env, seed], outcome)
+                versions = {"python": "3.11", "torch": "2.13" if run.seed else "2.14"}
+                outcome = {"evaluations": evaluations, "error": error, "started": "2026-11-25T01:02:03+00:00"}
+                store.save(run, outcome | {"wall_seconds": 200.0, "versions": versions})
     return output
 
 
@@ -96,17 +92,16 @@ def make_folder(output: Path, finals: dict[tuple[str, str], list[float]], failed
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of two environments, one run of which failed, with its report."""
     rng = np.random.default_rng(0)
+    means = {"pathwise_ac": (6500, 3000), "likelihood_ratio_ac:n_action_samples=2": (5500, 2950)}
+    means["sac:policy_kwargs=dict(a='<b>|')"] = (6490, 1000)
+    envs = ("HalfCheetah-v5", "Hopper-v5")
     finals = {
-        ("pathwise_ac", ENV): list(rng.normal(100, 5, 5)),
-        ("pathwise_ac", "Hopper-v5"): list(rng.normal(3000, 100, 5)),
-        ("likelihood_ratio_ac:n_action_samples=2", ENV): list(rng.normal(60, 5, 5)),
-        ("likelihood_ratio_ac:n_action_samples=2", "Hopper-v5"): list(rng.normal(2950, 100, 5)),
-        ("sac:policy_kwargs=dict(a='<b>|')", ENV): list(rng.normal(99, 5, 5)),
-        ("sac:policy_kwargs=dict(a='<b>|')", "Hopper-v5"): list(rng.normal(1000, 100, 5)),
+        (algo, env): list(rng.normal(m, 100, 5)) for algo, row in means.items() for env, m in zip(envs, row, strict=True)
     }
-    failed = (("pathwise_ac", "Hopper-v5", 4),)
-    folder = make_folder(tmp_path_factory.mktemp("reported") / "results", finals, failed)
-    assert main([str(folder)]) == 0
+    folder = make_folder(tmp_path_factory.mktemp("reported") / "results", finals, (("pathwise_ac", "Hopper-v5", 4),))
+    (folder / "said").mkdir()
+    with open(folder / "said" / "text", "w") as file, contextlib.redirect_stdout(file):
+        assert main([str(folder)]) == 0
     return folder
 
 
@@ -143,23 +138,20 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch: pytest
     # 200 samples of 20 runs: were the coverage 95 %, fewer than 176 would hold it once in 10^4, as would more than 199.
     # The percentile bootstrap is known to be a little too narrow at this size.
     rng = np.random.default_rng(0)
-    estimates = [iqm(rng.normal(size=(20, 1))) for _ in range(200)]
-    n_held = sum(estimate.low < 0.0 < estimate.high for estimate in estimates)  # type: ignore[operator]
-    assert 176 <= n_held <= 199
+    found = [estimates(interquartile_mean, rng.normal(size=(20, 1)))[0] for _ in range(200)]
+    assert 176 <= sum(value.low < 0.0 < value.high for value in found) <= 199  # type: ignore[operator]
 
 
 def test_intervals_are_stratified_by_environment() -> None:
     # Runs differ between environments only: resampled within each of them, they leave no doubt
-    scores = np.tile([0.0, 1.0, 5.0, 9.0], (5, 1))
-    estimate = iqm(scores)
-    assert estimate == Estimate(3.0, 3.0, 3.0)
+    assert estimates(interquartile_mean, np.tile([0.0, 1.0, 5.0, 9.0], (5, 1))) == [Estimate(3.0, 3.0, 3.0)]
 
 
 def test_the_same_results_give_the_same_intervals_and_leave_the_generator_alone() -> None:
     scores = np.random.default_rng(0).normal(size=(6, 1))
     np.random.seed(3)
-    first, drawn = iqm(scores), np.random.random()
-    assert iqm(scores) == first
+    first, drawn = estimates(interquartile_mean, scores), np.random.random()
+    assert estimates(interquartile_mean, scores) == first
     np.random.seed(3)
     assert np.random.random() == drawn
 
@@ -168,8 +160,7 @@ def test_a_duel_of_equals_is_open() -> None:
     scores = np.random.default_rng(0).normal(size=(8, 1))
     found = duel(ENV, "final", {"a": scores, "b": scores.copy()}, "a", "b")
     assert (found.difference.point, found.improvement.point, found.p, found.p_rank) == (0.0, 0.5, 1.0, 1.0)
-    assert found.difference.low is not None and found.difference.high is not None
-    assert found.difference.low < 0.0 < found.difference.high
+    assert found.difference.low < 0.0 < found.difference.high  # type: ignore[operator]
     assert not corrected([found])[0].decided
 
 
@@ -200,43 +191,73 @@ def test_holm() -> None:
 
 
 def test_curves_over_steps_and_over_time() -> None:
-    rows = make_rows({"sac": [10.0, 20.0, 30.0, 40.0]})
+    results = results_of({"sac": [10.0, 20.0, 30.0, 40.0]})
     # The last seed trains twice as fast
-    for row in rows[-3:]:
-        row["train_seconds"] /= 2
-    statistics = Statistics(rows, ["sac"], [ENV])
-    curve = statistics.curve(ENV, "sac", "step")
-    assert curve is not None and curve.low is not None and curve.high is not None
-    assert list(curve.x) == list(STEPS)
+    results.loc[results["seed"] == 3, "train_seconds"] /= 2
+    statistics = Statistics(results, ["sac", "tqc"], [ENV])
+    x, (point, low, high) = statistics.curve(ENV, "sac", "step")  # type: ignore[misc]
+    assert list(x) == list(STEPS)
     # Of four, the middle two
-    assert curve.point == pytest.approx([0.0, 12.5, 25.0])
-    assert curve.low[0] == curve.high[0] == 0.0
-    assert 10 <= curve.low[2] < 25 < curve.high[2] <= 40
-    curve = statistics.curve(ENV, "sac", "train_seconds")
-    assert curve is not None
+    assert point == pytest.approx([0.0, 12.5, 25.0])
+    assert low[0] == high[0] == 0.0
+    assert 10 <= low[2] < 25 < high[2] <= 40
+    x, (point, *_) = statistics.curve(ENV, "sac", "train_seconds")  # type: ignore[misc]
     # Until the quickest ended, when the others were half way: 5, 10, 15 and 40
-    assert curve.x[-1] == 100.0
-    assert curve.point[-1] == pytest.approx(12.5)
+    assert (x[-1], point[-1]) == (100.0, pytest.approx(12.5))
     assert statistics.curve(ENV, "tqc", "step") is None
 
 
-def test_normalised_scores() -> None:
-    rows = make_rows({"a": [10.0, 10.0, 10.0], "b": [5.0, 5.0, 0.0]})
-    rows += make_rows({"a": [-10.0, -10.0, -10.0], "b": [-20.0, -20.0]}, environment="Other-v0", start=-30.0)
-    statistics = Statistics(rows, ["a", "b"], [ENV, "Other-v0"])
-    assert statistics.normalised["a"] == pytest.approx(np.ones((3, 2)))
+# All environments together
+
+PAIR: tuple[Finals, Finals] = (
+    {"a": [10.0, 9.0, 11.0], "b": [5.0, 5.0, 5.0]},
+    {"a": [-10.0, -10.0, -10.0], "b": [-20.0, -20.0]},
+)
+
+
+def test_normalised_scores_and_their_curves() -> None:
+    statistics = statistics_of_two(*PAIR)
+    assert statistics.places == [ALL, ENV, "Other-v0"]
+    scores = statistics.scores(ALL, "final")
+    assert scores["a"] == pytest.approx(np.array([[1.0, 1.0], [0.9, 1.0], [1.1, 1.0]]))
     # The seed that is not there on both does not count
-    assert statistics.normalised["b"] == pytest.approx(np.full((2, 2), 0.5))
-    nothing_learned = Statistics(
-        make_rows({"a": [1.0]}) + make_rows({"a": [0.0]}, environment="Other-v0"), ["a"], [ENV, "Other-v0"]
+    assert scores["b"] == pytest.approx(np.full((2, 2), 0.5))
+    for axis, end in (("step", 100), ("train_seconds", 200.0)):
+        x, (point, low, _) = statistics.curve(ALL, "a", axis)  # type: ignore[misc]
+        assert (x[0], point[0], x[-1], point[-1]) == pytest.approx((0, 0, end, 1)) and low[-1] <= 1
+
+
+def test_times_that_were_measured_apart() -> None:
+    index = pd.MultiIndex.from_product([["a", "b"], [ENV, "Other-v0"]], names=["algorithm", "environment"])
+    seconds = pd.DataFrame({"seconds_per_1000_steps": [10.0, 20.0, 30.0, 40.0]}, index=index)
+    runs = statistics_of_two(*PAIR, seconds=seconds).runs
+    assert dict(runs.groupby(["algorithm", "environment"])["train_seconds"].first()) == pytest.approx(
+        dict(zip(index, [1.0, 2.0, 3.0, 4.0], strict=True))
     )
-    assert nothing_learned.normalised == {}
+    with pytest.raises(Exception, match="no seconds are given for b on Other-v0"):
+        statistics_of_two(*PAIR, seconds=seconds[:2])
+
+
+def test_without_a_reference_there_is_no_aggregate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finals = {(algo, env): [1.0, 2.0, 3.0] for algo in ("sac", "tqc") for env in (ENV, "Hopper-v5")}
+    folder = make_folder(tmp_path / "results", finals)
+    assert main([str(folder)]) == 0
+    said = f"No aggregate over the environments: there is no reference for {ENV} (--references gives others)."
+    assert said in capsys.readouterr().out and said in (folder / "report.html").read_text()
+    # The user's own
+    (tmp_path / "mine.csv").write_text(f"environment,random,reference,source\n{ENV},0,4,mine\nHopper-v5,0,2,mine\n")
+    assert main([str(folder), "--references", str(tmp_path / "mine.csv")]) == 0
+    assert "No difference over 2 environments" in capsys.readouterr().out
+    assert "<td>mine</td>" in (folder / "report.html").read_text()
+    (tmp_path / "mine.csv").write_text("environment,random\n")
+    assert main([str(folder), "--references", str(tmp_path / "mine.csv")]) == 2
+    assert "a CSV file with environment, random, reference" in capsys.readouterr().err
 
 
 # Verdicts
 
 
-def verdict_of(finals: dict[str, list[float]]) -> page.Verdict:
+def verdict_of(finals: Finals) -> page.Verdict:
     """The verdict on one environment."""
     return page.verdict(statistics_of(finals), ENV)
 
@@ -246,9 +267,7 @@ def test_a_clear_winner() -> None:
     assert verdict.headline == f"b won on {ENV}"
     assert verdict.detail == "It is ahead of c and a by more than chance explains."
     assert [row.algorithm for row in verdict.board] == ["b", "c", "a"]
-    assert verdict.facts[0][1] == "b"
-    assert verdict.facts[1][1] == "40.00" and verdict.facts[1][2].endswith("over c")
-    assert verdict.facts[2][1] == "100 %"
+    assert [fact[1] for fact in verdict.facts] == ["b", "40.00", "100 %"] and verdict.facts[1][2].endswith("over c")
 
 
 def test_no_clear_winner() -> None:
@@ -260,11 +279,13 @@ def test_no_clear_winner() -> None:
     assert [row.decided for row in verdict.board] == [False, False, True]
 
 
-def test_too_few_seeds() -> None:
+def test_too_few_seeds_and_nobody_to_compare_with() -> None:
     verdict = verdict_of({"a": [1.0, 2.0], "b": [51.0, 50.0]})
     assert verdict.headline == f"Too few seeds to name a winner on {ENV}"
     assert verdict.board[0].interval == "no interval" and verdict.board[0].low is None
     assert verdict.board[1].sure == "too few seeds to test"
+    verdict = verdict_of({"a": [1.0, 2.0, 3.0]})
+    assert verdict.headline == f"a on {ENV}" and len(verdict.facts) == 1
 
 
 def test_algorithms_that_score_the_same() -> None:
@@ -273,7 +294,6 @@ def test_algorithms_that_score_the_same() -> None:
     assert verdict.headline == f"a and b won on {ENV}"
     assert verdict.detail == ("They are ahead of c by more than chance explains. a and b have the same score with every seed.")
     assert [fact[1] for fact in verdict.facts] == ["a and b", "44.00", "100 %"]
-    assert verdict.facts[1][2].endswith("over c")
     assert [(row.gap, row.sure, row.decided) for row in verdict.board] == [
         ("", "", False),
         ("the same score with every seed", "", False),
@@ -284,27 +304,34 @@ def test_algorithms_that_score_the_same() -> None:
     assert verdict.detail.startswith("a and b are ahead, but chance alone may explain their lead over d. They are ahead of c")
     # The same returns with other seeds are no such thing
     assert "the same" not in verdict_of({"a": same, "b": same[::-1], "c": far}).detail
-    verdict = verdict_of({"a": same, "b": same})
+    equal = statistics_of({"a": same, "b": same})
+    verdict = page.verdict(equal, ENV)
     assert verdict.headline == f"No difference on {ENV}" and len(verdict.facts) == 1
+    row = page.duel_table(equal, "final").iloc[0]
+    assert list(row[["difference", "probability of improvement", "Welch's t-test"]]) == [page.SAME, "50 %", "p = 1.00"]
     verdict = verdict_of({"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [0.0, 0.0]})
     assert verdict.headline == f"Too few seeds to name a winner on {ENV}"
     assert verdict.detail.startswith("a and b are ahead;")
 
 
-def test_algorithms_that_score_the_same_in_the_table_of_pairs() -> None:
-    same = [1.0, 2.0, 3.0, 4.0]
-    row = next(iter(page.duel_rows(statistics_of({"a": same, "b": same}))["final return"]))
-    assert (row["difference"], row["improvement"], row["p"]) == ("the same score with every seed", "50 %", "p = 1.00")
-
-
-def test_algorithms_that_score_the_same_on_all_environments() -> None:
-    same, low = [9.0, 10.0, 11.0], [1.0, 2.0, 3.0]
-    rows = make_rows({"a": same, "b": same, "c": low}) + make_rows({"a": same, "b": same, "c": low}, environment="Other-v0")
-    verdict = page.overall(Statistics(rows, ["a", "b", "c"], [ENV, "Other-v0"]))
-    assert verdict is not None
+def test_the_verdict_over_all_environments() -> None:
+    finals = {"a": [9.0, 10.0, 11.0], "b": [9.0, 10.0, 11.0], "c": [1.0, 2.0, 3.0]}
+    verdict = page.verdict(statistics_of_two(finals, finals), ALL)
     assert verdict.headline == "a and b won over 2 environments"
-    assert "a and b have the same score with every seed" in verdict.detail
-    assert verdict.board[1].gap == "the same score with every seed" and verdict.board[1].sure == ""
+    assert [(row.gap, row.sure) for row in verdict.board[1:]] == [(page.SAME, ""), ("0.60 behind", "more than chance")]
+    verdict = page.verdict(statistics_of_two(finals, {"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 2.5], "c": [5.0, -3.0, 2.0]}), ALL)
+    assert verdict.headline == "No clear winner over 2 environments"
+
+
+def test_numbers() -> None:
+    assert page.numbers([Estimate(-150.24, -160.0, -140.0)])(-150.24) == "\N{MINUS SIGN}150.2"
+    assert page.numbers([Estimate(12345.6)])(12345.6) == "12,346"
+    assert page.numbers([Estimate(0.5)])(-0.001) == page.numbers([Estimate(0.0)])(0.0) == "0.00"
+    assert [page.p_value(p) for p in (None, 1e-5, 0.0456, 0.456)] == ["not tested", "p < 0.001", "p = 0.046", "p = 0.46"]
+    assert [page.duration(seconds) for seconds in (12.3, 300, 9000)] == ["12 s", "5 min", "2.5 h"]
+
+
+# Figures
 
 
 def test_a_covered_curve_is_seen() -> None:
@@ -321,27 +348,32 @@ def test_a_probability_of_improvement_over_an_equal_has_no_interval() -> None:
     assert len(figure.axes[0].lines) == 4
 
 
-def test_one_algorithm() -> None:
-    verdict = verdict_of({"a": [1.0, 2.0, 3.0]})
-    assert verdict.headline == f"a on {ENV}" and len(verdict.facts) == 1
+def test_axes_have_plain_numbers() -> None:
+    statistics = statistics_of({"a": [-1250.0, -200.0, -10.0]}, start=-2000.0)
+    axes = figures.learning_curves(statistics, ENV, "step", palette.styles(["a"])).axes[0]
+    assert [axes.yaxis.get_major_formatter()(value) for value in (-1250.0, 0.5)] == ["\N{MINUS SIGN}1,250", "0.5"]
+    assert axes.xaxis.get_major_formatter()(100_000.0) == "100,000"
 
 
-def test_numbers() -> None:
-    assert page.Numbers([Estimate(-150.24, -160.0, -140.0)])(-150.24) == "\N{MINUS SIGN}150.2"
-    assert page.Numbers([Estimate(12345.6)])(12345.6) == "12,346"
-    assert page.Numbers([Estimate(0.5)])(-0.001) == "0.00"
-    assert page.Numbers([Estimate(0.0)])(0.0) == "0.00"
-    assert [page.p_value(p) for p in (None, 1e-5, 0.0456, 0.456)] == ["not tested", "p < 0.001", "p = 0.046", "p = 0.46"]
-    assert [page.duration(seconds) for seconds in (12.3, 300, 9000)] == ["12 s", "5 min", "2.5 h"]
+def test_figures_are_there_in_the_algorithms_colours_and_always_the_same(reported: Path, tmp_path: Path) -> None:
+    drawn = {path.name: path.read_bytes() for path in (reported / "figures").iterdir()}
+    names = [f"{env}_{kind}" for env in ("HalfCheetah-v5", "Hopper-v5") for kind in ("steps", "time", "scores", "improvement")]
+    names += [name for name in drawn if name.startswith("all_environments") and name.endswith(("_steps", "_time"))]
+    assert {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")} <= drawn.keys() and len(drawn) == 20
+    for name, data in drawn.items():
+        assert data.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+    for look in palette.styles(read_manifest(reported)["request"]["algos"]).values():
+        assert look.colour.lower().encode() in drawn["Hopper-v5_steps.svg"]
+    write_report(reported, tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()} == drawn
+    assert (tmp_path / "report.html").read_bytes() == (reported / "report.html").read_bytes()
 
 
-# Pages
+# The page
 
 
-class Links(HTMLParser):
-    """What a page refers to, and its open tags."""
-
-    VOID = ("meta", "img", "line", "wbr", "br")
+class Page(HTMLParser):
+    """What a page refers to, says, and leaves open."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -350,137 +382,80 @@ class Links(HTMLParser):
         self.open: list[str] = []
         self.text = ""
         self.feed(text)
+        self.text = " ".join(self.text.replace("\N{NO-BREAK SPACE}", " ").split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        if tag == "img":
-            self.images.append(dict(attrs))
-        if tag not in self.VOID:
-            self.open.append(tag)
+        self.images += [dict(attrs)] * (tag == "img")
+        self.open += [tag] * (tag not in ("meta", "img", "line", "wbr", "br"))
         assert tag not in ("script", "link", "iframe")
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert tag in ("line",) or self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
 
-def test_the_page_needs_no_other_file(reported: Path) -> None:
+def test_the_page_needs_no_other_file_and_says_everything(reported: Path) -> None:
     text = (reported / "report.html").read_text()
-    links = Links(text)
-    assert links.open == []
-    assert len(links.images) == 8
-    assert all(address.startswith("data:image/svg+xml;base64,") for address in links.addresses)
-    assert all(image["alt"] for image in links.images)
-    assert "url(" not in text and "@import" not in text
-    assert 'name="viewport"' in text and "@media print" in text
-
-
-def test_both_pages_say_the_same(reported: Path) -> None:
-    html = " ".join(Links((reported / "report.html").read_text()).text.replace("\N{NO-BREAK SPACE}", " ").split())
-    markdown = (reported / "report.md").read_text()
+    read = Page(text)
+    assert read.open == [] and len(read.images) == 10 and all(image["alt"] for image in read.images)
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in read.addresses)
+    assert "url(" not in text and "@import" not in text and 'name="viewport"' in text
     for phrase in (
-        "No clear winner on Pendulum-v1",
-        "No clear winner on Hopper-v5",
+        "No clear winner on HalfCheetah-v5",
         "over 2 environments",
         "pathwise_ac on Hopper-v5, seed 4: failed",
         "1 of 30 runs are missing",
+        "SAC at 100,000 steps on v4",
+        "torch 2.14 and 2.13",
+        "Not all runs used the same versions",
     ):
-        assert phrase in html and phrase in markdown, phrase
-    # 29 seeds, 2 x 3 duels of either score
-    assert len(re.findall(r"^\| [^|]+ \| .+ \| \d \| [^|]+ \| [^|]+ \| 200|^\| .*\| 3 min \|", markdown, re.M)) >= 29
-    assert markdown.count("p = ") + markdown.count("p < ") > 30
+        assert phrase in read.text, phrase
+    # 29 seeds, 2 x 3 duels of either score, 2 references
+    assert text.count("<td>200 s") == 0 and text.count("<td>3 min</td>") == 29
+    assert text.count("<tr>") == 29 + 2 * 6 + 2
+    # Names are text and not markup
+    assert "<b>|" not in text and "&lt;b&gt;|" in text
 
 
-def test_the_terminal_shows_the_verdict_and_where_the_page_is(reported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(reported)]) == 0
-    text = capsys.readouterr().out
-    markdown = (reported / "report.md").read_text()
-    for headline in re.findall(r"^## (.* on .*)$", markdown, re.M):
-        assert f"\n{headline}\n" in text
+def test_the_terminal_shows_the_verdict_and_where_the_page_is(reported: Path) -> None:
+    text, said = (reported / "said" / "text").read_text(), Page((reported / "report.html").read_text()).text
+    lines = re.findall(r"^ +\S.* (\S+) +(\[.*?\]) ", text, re.MULTILINE)
     # The leader board of either environment, and that of both together
-    scores = re.findall(r"^\| \d \| \S+ \| \*\*(\S+)\*\* \| (\[.*?\])", markdown, re.M)
-    assert len(scores) == 9
-    for score, interval in scores:
-        # Long names are folded, numbers are not
-        assert re.search(rf"^ +\S.* {re.escape(score)} +{re.escape(interval)} ", text, re.M)
+    assert len(lines) == 9
+    assert all(f"{score} {interval}" in said for score, interval in lines)
     assert text.endswith(f"Report, with the learning curves: {reported / 'report.html'}\n")
 
 
 def test_names_are_text_in_the_terminal() -> None:
     text = io.StringIO()
     verdict = verdict_of({"a:net_arch=[b]": [1.0, 2.0, 3.0], "c": [9.0, 8.0, 7.0]})
-    print_report(Report(Path("report.html"), [verdict]), Console(file=text, width=100))
-    assert "a:net_arch=[b]  " in text.getvalue() and "lead over" not in text.getvalue()
-    assert "It is ahead of a:net_arch=[b] by" in text.getvalue()
-
-
-def test_names_are_text_and_not_markup(reported: Path) -> None:
-    text = (reported / "report.html").read_text()
-    assert "<b>|" not in text and "&lt;b&gt;|" in text
-    table = [line for line in (reported / "report.md").read_text().splitlines() if line.startswith("| 1 |")]
-    assert all(len(re.split(r"(?<!\\)\|", line)) in (8, 10) for line in table)
+    print_report(Report(Path("report.html"), [verdict], []), Console(file=text, width=100))
+    assert "a:net_arch=[b]  " in text.getvalue() and "It is ahead of a:net_arch=[b] by" in text.getvalue()
 
 
 def test_the_command_in_the_report_asks_for_the_same(reported: Path) -> None:
-    commands = re.findall(r"^sb3-pathwise compare .*$", (reported / "report.md").read_text(), re.M)
-    whole, one = (make_parser().parse_args(shlex.split(command)[2:]) for command in commands)
-    assert comparison_of(whole) == Comparison(**page_request(reported))
-    assert comparison_of(one) == Comparison(**page_request(reported) | {"n_seeds": 1})
+    text = "".join(re.findall(r"<pre>(.*?)</pre>", (reported / "report.html").read_text().replace("&#39;", "'"), re.DOTALL))
+    commands = text.replace("&#34;", '"').replace("&lt;", "<").replace("&gt;", ">").split("sb3-pathwise compare")[1:]
+    whole, one = (make_parser().parse_args(shlex.split(command)) for command in commands)
+    request = read_manifest(reported)["request"]
+    assert comparison_of(whole) == Comparison(**request)
+    assert comparison_of(one) == Comparison(**request | {"n_seeds": 1})
     assert one.no_report and one.output != whole.output
 
 
-def page_request(folder: Path) -> dict[str, Any]:
-    """What a comparison was started with."""
-    from sb3_pathwise.experiments.store import read_manifest
-
-    return read_manifest(folder)["request"]
-
-
-def test_figures_are_there_as_png_and_as_svg(reported: Path) -> None:
-    drawn = {path.name: path.read_bytes() for path in (reported / "figures").iterdir()}
-    names = [f"{env}_{kind}" for env in (ENV, "Hopper-v5") for kind in ("steps", "time", "scores", "improvement")]
-    assert sorted(drawn) == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
-    for name, data in drawn.items():
-        assert data.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
-    markdown = (reported / "report.md").read_text()
-    assert set(re.findall(r"\(figures/(.+?)\)", markdown)) == {f"{name}.png" for name in names}
-    # In the algorithms' colours
-    for algorithm in page_request(reported)["algos"]:
-        assert palette.colour(algorithm).lower().encode() in drawn[f"{ENV}_steps.svg"]
-
-
-def test_the_same_results_give_the_same_files(reported: Path, tmp_path: Path) -> None:
-    write_report(reported, tmp_path / "again")
-    first = {path.name: path.read_bytes() for path in (tmp_path / "again").rglob("*") if path.is_file()}
-    write_report(reported, tmp_path / "again")
-    second = {path.name: path.read_bytes() for path in (tmp_path / "again").rglob("*") if path.is_file()}
-    assert len(first) == 2 + 16
-    assert first == second
-    assert first["report.html"] == (reported / "report.html").read_bytes()
-
-
-def test_mixed_versions_are_pointed_out() -> None:
-    runs = [{"versions": {"torch": "2.13"}}, {"versions": {"torch": "2.14"}}]
-    assert page.version_rows(runs) == {"torch": "2.13 and 2.14"}
-
-
-@pytest.mark.parametrize("prepare", ["nothing", "empty", "damaged"])
+@pytest.mark.parametrize("prepare", ["nothing", "empty", "damaged", "older"])
 def test_a_folder_without_results(prepare: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = "holds no comparison"
+    message = {"nothing": "holds no comparison", "empty": "no run in", "damaged": "cannot read", "older": "another version"}
     if prepare == "empty":
         make_folder(tmp_path, {("sac", ENV): []})
-        message = "no run in"
-    if prepare == "damaged":
-        (tmp_path / "comparison.json").write_text("{")
-        message = "cannot read"
+    if prepare in ("damaged", "older"):
+        (tmp_path / "comparison.json").write_text("{" if prepare == "damaged" else '{"format": 1}')
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message[prepare] in error and error.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
 
 
@@ -524,22 +499,14 @@ def test_colours_can_be_told_apart(kind: str) -> None:
 
 
 def test_an_algorithm_looks_the_same_everywhere() -> None:
-    assert palette.COLOURS.keys() >= set(COMMON)
-    alone, among = palette.styles(["tqc"]), palette.styles(["sac", "pathwise_ac", "tqc", "tqc:gamma=0.9", "tqc:gamma=0.8"])
+    assert palette.COLOURS.keys() >= set(COMMON) and palette.colour("my_algo") in palette.COLOURS.values()
+    variants = ["sac", "tqc:gamma=0.9", "pathwise_ac", "tqc", *(f"tqc:gamma=0.{k}" for k in (8, 7, 6, 5))]
+    alone, among = palette.styles(["tqc"]), palette.styles(variants)
     assert alone["tqc"].colour == among["tqc"].colour == palette.COLOURS["tqc"]
-    assert palette.styles(["tqc:gamma=0.9"])["tqc:gamma=0.9"].colour == among["tqc:gamma=0.9"].colour
-    # In print without colours, what differs is the marker, and the dashes of variants
-    assert len({look.marker for look in among.values()}) == 5
-    assert len({among[f"tqc{suffix}"].dash for suffix in ("", ":gamma=0.9", ":gamma=0.8")}) == 3
-    assert len({look.colour for look in among.values()}) == 5
-
-
-def test_an_unknown_algorithm_has_a_colour() -> None:
-    assert palette.colour("my_algo") in palette.COLOURS.values()
-
-
-@pytest.mark.parametrize("text", ["n=2", "n=32", "gamma=0.9", "baseline=none", "a=1,b=2"])
-@pytest.mark.parametrize("algo", COMMON)
-def test_tints_of_variants_are_visible_on_paper(algo: str, text: str) -> None:
-    lightness, _, _ = cielab(palette.colour(f"{algo}:{text}"), BLINDNESS["none"])
-    assert 5 < lightness < 87
+    # What is added changes nothing, and nothing looks like anything else, with colours or without
+    assert palette.styles(variants[:4]).items() <= among.items()
+    assert len({look.marker for look in among.values()}) == len({look.colour for look in among.values()}) == 8
+    assert len({look.dash for name, look in among.items() if "tqc" in name}) == 6
+    for algo in COMMON:
+        looks = palette.styles([f"{algo}:n={k}" for k in range(5)]).values()
+        assert all(5 < cielab(look.colour, BLINDNESS["none"])[0] < 90 for look in looks)

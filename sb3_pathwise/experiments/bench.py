@@ -37,11 +37,7 @@ EXIT_BAD_INPUT = 2
 
 
 def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str, Any]:
-    """
-    :param options: what ``make_parser`` parses
-    :param notify: told, in a line, what is measured or cannot be
-    :return: everything measured, as it is written to JSON
-    """
+    """:return: Everything measured, as it is written to JSON; ``notify`` is told, in a line, what is measured or cannot be"""
     first, threads = options.envs[0], options.threads[0]
     works = [Work(env_id, options.algos, threads) for env_id in options.envs]
     if not options.quick:
@@ -72,13 +68,7 @@ def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str,
 def measure_work(
     work: Work, options: argparse.Namespace, repetitions: int, notify: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """
-    :param work: what to measure
-    :param options: of the command
-    :param repetitions: turns of every algorithm
-    :param notify: told, in a line, what is measured, and which algorithms cannot be
-    :return: a row for each of the other algorithms
-    """
+    """:return: A row for each of the algorithms that can be measured"""
     notify(f"speed: {work.name}")
     models, changed = {}, {work.variable: work.value} if work.variable else {}
     for algo in work.algos:
@@ -95,11 +85,7 @@ def measure_work(
 
 
 def positive(text: str) -> int:
-    """
-    :param text: an argument
-    :return: the number that it says
-    :raises argparse.ArgumentTypeError: if it is not a positive integer
-    """
+    """:return: The number that an argument says; argparse reports the error"""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)

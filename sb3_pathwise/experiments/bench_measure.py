@@ -152,10 +152,7 @@ def make_model(algo: str, env_id: str, n_envs: int = 1, width: int | None = None
 
 
 def describe(model: OffPolicyAlgorithm) -> dict[str, Any]:
-    """
-    :param model: any model
-    :return: the engine that runs it, if it is one of ours; megabytes of its pickled policy, if that is one of torch's
-    """
+    """:return: The engine that runs a model of ours, and the megabytes of the pickled policy, if it is one of torch's"""
     names = {engine: name for name, engine in ENGINES.items()}
     return {
         "engine": names[type(choose_engine(model))] if isinstance(model, ActorCritic) else "",
@@ -164,7 +161,7 @@ def describe(model: OffPolicyAlgorithm) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """:return: the CPU's name, and the library of the fused engine's products"""
+    """:return: The CPU's name, and the library of the fused engine's products"""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
@@ -174,9 +171,7 @@ def processor() -> str:
 
 def clock_for(threads: int, device: str = "cpu") -> Callable[[], float]:
     """
-    :param threads: torch's threads
-    :param device: torch's device
-    :return: a clock, in seconds: of the process's CPU time where it does all the work on one core, whatever else the machine
+    :return: A clock, in seconds: of the process's CPU time where it does all the work on one core, whatever else the machine
         does meanwhile; else of the time that passes
     """
     return time.process_time if threads == 1 and device == "cpu" else time.perf_counter
@@ -211,11 +206,7 @@ class Stopwatch:
         setattr(owner, name, timed)
 
     def split(self, total: float, n_steps: int) -> dict[str, float]:
-        """
-        :param total: seconds of the whole
-        :param n_steps: steps of the environment
-        :return: milliseconds per step, by part
-        """
+        """:return: Milliseconds per step of the environment, by part, of a total in seconds"""
         parts = {part: self.seconds[part] for part in PARTS[:3]}
         parts["update"] = self.seconds["train"] - self.seconds["sampling"]
         parts["rest"] = total - sum(parts.values())
@@ -224,7 +215,7 @@ class Stopwatch:
 
 @contextmanager
 def torch_threads(n_threads: int) -> Iterator[None]:
-    """:param n_threads: torch's threads, meanwhile"""
+    """The number of torch's threads, meanwhile."""
     before = th.get_num_threads()
     th.set_num_threads(n_threads)
     try:
@@ -236,14 +227,7 @@ def torch_threads(n_threads: int) -> Iterator[None]:
 def measure(
     models: dict[str, OffPolicyAlgorithm], n_steps: int, repetitions: int, threads: int = 1, device: str = "cpu"
 ) -> dict[str, list[Measurement]]:
-    """
-    :param models: models by their names, to be measured in turn
-    :param n_steps: steps of the environment in each turn, and in one before that is not measured
-    :param repetitions: how many turns each model has
-    :param threads: torch's threads
-    :param device: where the models are
-    :return: each model's measurements, one for each turn
-    """
+    """:return: The turns of models that are measured in turn, each of so many steps after some that are not measured"""
     turns: dict[str, list[Measurement]] = {algo: [] for algo in models}
     clock = clock_for(threads, device)
     with torch_threads(threads):
@@ -265,8 +249,7 @@ def measure(
 
 def summarize(turns: dict[str, list[Measurement]]) -> dict[str, dict[str, Any]]:
     """
-    :param turns: each algorithm's measurements
-    :return: for each algorithm medians; the quartiles of the ratios of its steps per second to those of SAC and of its like,
+    :return: For each algorithm medians; the quartiles of the ratios of its steps per second to those of SAC and of its like,
         if they were measured, in the same turn; and all measurements
     """
     rows = {}
@@ -283,12 +266,7 @@ def summarize(turns: dict[str, list[Measurement]]) -> dict[str, dict[str, Any]]:
 
 
 def measure_memory(algo: str, env_id: str) -> float:
-    """
-    :param algo: key of ``IMPLEMENTATIONS``
-    :param env_id: an environment, or "images"
-    :return: peak memory of a process that trains the algorithm, in MB
-    :raises RuntimeError: if the process fails
-    """
+    """:return: Peak memory of a process that trains the algorithm, in MB"""
     command = [sys.executable, "-m", "sb3_pathwise.experiments.bench", "--memory-of", algo, env_id]
     process = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if process.returncode:
@@ -297,10 +275,7 @@ def measure_memory(algo: str, env_id: str) -> float:
 
 
 def train_and_print_memory(algo: str, env_id: str) -> None:
-    """
-    :param algo: key of ``IMPLEMENTATIONS``
-    :param env_id: an environment, or "images"
-    """
+    """What that process does."""
     make_model(algo, env_id).learn(130)
     status = pathlib.Path("/proc/self/status")
     if status.exists():

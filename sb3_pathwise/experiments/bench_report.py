@@ -19,19 +19,13 @@ PART_COLOURS = ("#56B4E9", "#F0E442", "#009E73", "#0072B2", "#999999")
 
 
 def caption(report: dict[str, Any]) -> str:
-    """
-    :param report: what ``run`` returned
-    :return: on what it was measured, and how
-    """
+    """:return: On what a report was measured, and how"""
     machine = report["processor"] + (f"; on {report['device']}" if report["device"] != "cpu" else "")
     return f"{machine}; PyTorch {report['torch']}; {report['repetitions']} turns of {report['steps']} steps"
 
 
 def overview(report: dict[str, Any]) -> list[list[str]]:
-    """
-    :param report: what ``run`` returned
-    :return: the lines of one table of all ratios, its heading first
-    """
+    """:return: The lines of one table of all ratios, its heading first"""
     works = list(dict.fromkeys(row["work"] for row in report["speed"]))
     memory = report["memory_mb"]
     lines = [["algorithm", "engine", *works, "against its like", *(f"memory, {work}" for work in memory), "policy"]]
@@ -56,20 +50,14 @@ def _ratio(value: float | None, reference: float | None) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """
-    :param report: what ``run`` returned
-    :return: the table of all ratios, as the README has it
-    """
+    """:return: The table of all ratios, as the README has it"""
     heading, *lines = overview(report)
     rows = [heading, ["---"] * len(heading), *([f"`{algo}`", *cells] for algo, *cells in lines)]
     return "\n".join([f"{caption(report)}:", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def print_tables(console: Console, report: dict[str, Any]) -> None:
-    """
-    :param console: where to
-    :param report: what ``run`` returned
-    """
+    """Show the tables in a terminal."""
     tables: dict[str, list[list[str]]] = {}
     for row in report["scaling"]:
         heading = ["changed", "algorithm", "engine", "steps/s", "update (ms)"]
@@ -89,12 +77,7 @@ def print_tables(console: Console, report: dict[str, Any]) -> None:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """
-    One figure: where the time of a step goes, and how that of an update grows.
-
-    :param report: what ``run`` returned
-    :param path: PNG file
-    """
+    """Draw one figure, a PNG file: where the time of a step goes, and how that of an update grows."""
     from matplotlib.figure import Figure
 
     works = list(dict.fromkeys(row["work"] for row in report["speed"]))

@@ -9,17 +9,20 @@ import contextlib
 import os
 import signal
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from rich.console import Console
 
+from sb3_pathwise.experiments import cluster
 from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, one_line
 from sb3_pathwise.experiments.progress import Display
-from sb3_pathwise.experiments.schedule import DaskEngine, Engine, LocalEngine
-from sb3_pathwise.experiments.store import Store, write_results
+from sb3_pathwise.experiments.store import Store
 
+# rl_zoo3's other names of arguments
+ALIASES = {"params": ["--hyperparams"], "conf_files": ["-conf"]}
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -30,68 +33,19 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train every algorithm on every environment with every seed, then report who won and how sure that is. "
         "The same command goes on where it was stopped.",
     )
-    grid = parser.add_argument_group("what is compared")
-    grid.add_argument(
-        "--algos",
-        nargs="+",
-        required=True,
-        metavar="ALGO",
-        help="zoo keys of SB3, sb3-contrib or sb3-pathwise, or variants such as likelihood_ratio_ac:n_action_samples=32",
-    )
-    grid.add_argument("--envs", nargs="+", required=True, metavar="ENV", help="environment ids")
-    grid.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds per algorithm and environment (default: 5)")
-    grid.add_argument("--first-seed", type=int, default=0, metavar="SEED", help="the smallest seed (default: 0)")
-    grid.add_argument("--timesteps", type=int, metavar="N", help="steps of every run (default: the zoo's)")
-    grid.add_argument(
-        "-params",
-        "--hyperparams",
-        nargs="+",
-        default=[],
-        metavar="KEY:VALUE",
-        help="overwrite hyperparameters of all",
-    )
-    grid.add_argument(
-        "-conf", "--conf-file", nargs="+", default=[], metavar="[ALGO=]FILE", help="YAML files in place of the zoo's"
-    )
-    grid.add_argument("--env-kwargs", nargs="+", default=[], metavar="KEY:VALUE", help="arguments of the environments")
-    grid.add_argument(
-        "--eval-env-kwargs", nargs="+", default=[], metavar="KEY:VALUE", help="those of the evaluation environments, if others"
-    )
-    grid.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register environments")
-    evaluation = parser.add_argument_group("evaluation")
-    evaluation.add_argument("--eval-freq", type=int, metavar="N", help="steps between evaluations (default: a twentieth)")
-    evaluation.add_argument("--eval-episodes", type=int, default=10, metavar="N", help="episodes of each (default: 10)")
-    where = parser.add_argument_group("where")
-    where.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the results are kept")
-    where.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one per processor)")
-    where.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster of this scheduler (tcp://host:8786)")
-    where.add_argument("--device", default="auto", help="torch device (default: auto)")
-    where.add_argument("--torch-threads", type=int, default=1, metavar="N", help="torch threads of each run (default: 1)")
-    where.add_argument("--no-report", action="store_true", help="only run; allows fewer seeds than an interval needs")
+    for asked in fields(Comparison):
+        how = {key: value for key, value in asked.metadata.items() if key != "flag"}
+        parser.add_argument(asked.metadata["flag"], *ALIASES.get(asked.name, ()), dest=asked.name, **how)
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the results are kept")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one per processor)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster of this scheduler (tcp://host:8786)")
+    parser.add_argument("--no-report", action="store_true", help="only run; allows fewer seeds than an interval needs")
     return parser
 
 
 def comparison_of(args: argparse.Namespace) -> Comparison:
-    """
-    :param args: The command's arguments
-    :return: The request that they make
-    """
-    return Comparison(
-        algos=args.algos,
-        envs=args.envs,
-        n_seeds=args.seeds,
-        first_seed=args.first_seed,
-        n_timesteps=args.timesteps,
-        eval_freq=args.eval_freq,
-        n_eval_episodes=args.eval_episodes,
-        params=args.hyperparams,
-        conf_files=args.conf_file,
-        env_kwargs=args.env_kwargs,
-        eval_env_kwargs=args.eval_env_kwargs,
-        gym_packages=args.gym_packages,
-        device=args.device,
-        torch_threads=args.torch_threads,
-    )
+    """:return: The request that the command's arguments make"""
+    return Comparison(**{field.name: getattr(args, field.name) for field in fields(Comparison)})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,8 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     :return: Exit code: 0, or 1 if a run failed, 2 if the request cannot be carried out, 130 if interrupted
     """
     args = make_parser().parse_args(argv)
-    comparison = comparison_of(args)
-    console = Console(soft_wrap=True)
+    comparison, console = comparison_of(args), Console(soft_wrap=True)
     previous = signal.getsignal(signal.SIGTERM)
     try:
         # A cluster's time limit, or systemd: stop as cleanly as for Ctrl-C
@@ -109,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.jobs < 1:
             raise ComparisonError(f"--jobs must be at least 1, not {args.jobs}")
         comparison.check(for_report=not args.no_report)
+        if not args.scheduler:
+            cluster.begin_imports(args.torch_threads)
         if not args.no_report:
             # Now, so that a package which is not there is missed before the training and not after it
             from sb3_pathwise.experiments.report import print_report, write_report
@@ -117,15 +72,12 @@ def main(argv: list[str] | None = None) -> int:
         store.check(comparison, runs)
         todo = store.unfinished(runs)
         check_buildable(todo)
-        engine: Engine = LocalEngine(args.jobs, args.torch_threads)
-        if args.scheduler:
-            engine = DaskEngine(args.scheduler, partial(console.print, highlight=False, markup=False))
+        workers = cluster.Cluster(
+            min(args.jobs, len(todo)), args.scheduler, partial(console.print, highlight=False, markup=False)
+        )
         # A cluster that is not needed need not be there
-        with engine if todo else contextlib.nullcontext(), store.opened(comparison, runs):
-            try:
-                failures = compare(runs, store, engine, console)
-            finally:
-                write_results(args.output)
+        with workers if todo else contextlib.nullcontext(), store.opened(comparison, runs):
+            failures = compare(runs, store, workers, console)
         if not args.no_report and len(failures) < len(runs):
             print_report(write_report(args.output), console)
     except ComparisonError as error:
@@ -143,35 +95,29 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def compare(runs: list[Run], store: Store, engine: Engine, console: Console) -> list[tuple[Run, str]]:
+def compare(runs: list[Run], store: Store, workers: cluster.Cluster, console: Console) -> list[tuple[Run, str]]:
     """
     Execute the runs that are not finished, and keep each as soon as it is.
 
-    :param runs: All of them
-    :param store: Where they are kept
-    :param engine: Where they are executed, entered if there is any of them
-    :param console: Where progress is shown
     :return: The runs that failed, with their tracebacks
     """
     todo = store.unfinished(runs)
     if len(todo) < len(runs):
         console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already", highlight=False)
-    failures: list[tuple[Run, str]] = []
-    place = {run.folder: index for index, run in enumerate(todo)}
+    failures: dict[int, str] = {}
     if todo:
         with Display(todo, len(runs) - len(todo), console) as display:
-            for run, outcome in engine.outcomes(todo, display.tick):
-                store.save(run, outcome)
+            for index, outcome in workers.outcomes(todo, display.tick):
+                store.save(todo[index], outcome)
                 if outcome["error"]:
-                    failures.append((run, outcome["error"]))
-                display.finish(place[run.folder], final_return(outcome), outcome.get("wall_seconds"))
-    return sorted(failures, key=lambda failure: place[failure[0].folder])
+                    failures[index] = outcome["error"]
+                final = None if outcome["error"] else fmean(outcome["evaluations"][-1]["returns"])
+                display.finish(index, final, outcome.get("wall_seconds"))
+    return [(todo[index], failures[index]) for index in sorted(failures)]
 
 
 def print_failures(failures: list[tuple[Run, str]]) -> None:
-    """
-    :param failures: Runs with their tracebacks; one that several runs share is printed once
-    """
+    """Show the tracebacks of runs; one that several share is printed once."""
     runs_of: dict[str, list[Run]] = {}
     for run, error_text in failures:
         runs_of.setdefault(error_text, []).append(run)
@@ -179,22 +125,10 @@ def print_failures(failures: list[tuple[Run, str]]) -> None:
         print("", *(f"Failed: {run.label}" for run in runs), error_text, sep="\n", file=sys.stderr)
 
 
-def final_return(outcome: dict[str, Any]) -> float | None:
-    """
-    :param outcome: Of a run
-    :return: The mean return of its last evaluation, or ``None`` if it failed
-    """
-    if outcome["error"]:
-        return None
-    returns = outcome["evaluations"][-1]["returns"]
-    return sum(returns) / len(returns)
-
-
 def check_buildable(runs: list[Run]) -> None:
     """
     Build one model per algorithm and environment: whatever is wrong with a hyperparameter shows before any training.
 
-    :param runs: To be executed
     :raises ComparisonError: if a model cannot be built
     """
     from sb3_pathwise.experiments.run import check

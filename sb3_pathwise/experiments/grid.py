@@ -14,7 +14,7 @@ import io
 import re
 import shlex
 from argparse import Namespace
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ MIN_SEEDS = 3
 ZOO_KEYS = frozenset(
     "n_envs normalize env_wrapper vec_env_wrapper frame_stack callback monitor_kwargs noise_type noise_std".split()
 )
+ALGOS_HELP = "zoo keys of SB3, sb3-contrib or sb3-pathwise, or variants such as likelihood_ratio_ac:n_action_samples=32"
 # What compare itself decides, and the argument that decides it
 OWN_KEYS = {
     "n_timesteps": "--timesteps",
@@ -40,29 +41,18 @@ class ComparisonError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """
-    :param error: Any exception
-    :return: Its type and message on one line
-    """
+    """:return: The type and the message of an exception, on one line"""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def slug(text: str) -> str:
-    """
-    :param text: Any name
-    :return: A name for a file or folder; different texts give different names
-    """
+    """:return: A name for a file; different texts give different names"""
     safe = re.sub(r"[^\w.=-]+", "_", text)[:80]
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def parse_value(text: str) -> Any:
-    """
-    Read a value as Python does, or else leave it as the string it is, which rl_zoo3 evaluates where it expects code.
-
-    :param text: Such as ``0.01``, ``[64, 64]``, ``lin_7e-4`` or ``dict(net_arch=[16])``
-    :return: The value
-    """
+    """:return: The value that Python reads, or else the text, which rl_zoo3 evaluates where it expects code"""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -70,13 +60,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_assignments(items: list[str], separator: str, argument: str) -> dict[str, Any]:
-    """
-    :param items: Such as ``["learning_rate:0.01"]``
-    :param separator: What stands between key and value
-    :param argument: What the user gave, for the error's text
-    :return: The same as a dictionary
-    :raises ComparisonError: if an item has no separator or no name before it, or names a key twice
-    """
+    """:return: Texts such as ``learning_rate:0.01`` as a dictionary; ``argument`` is what the user gave, for errors"""
     assignments: dict[str, Any] = {}
     for item in items:
         key, found, value = item.partition(separator)
@@ -89,11 +73,7 @@ def parse_assignments(items: list[str], separator: str, argument: str) -> dict[s
 
 
 def parse_variant(variant: str) -> tuple[str, dict[str, Any]]:
-    """
-    :param variant: ``algo`` or ``algo:key=value,key=value``; commas inside brackets belong to the value
-    :return: The algorithm's zoo key and the hyperparameters that differ
-    :raises ComparisonError: if the text has another form
-    """
+    """:return: Key and hyperparameters of ``algo`` or ``algo:key=value,key=value``; commas in brackets belong to the value"""
     algo, colon, text = variant.partition(":")
     if not colon:
         return algo, {}
@@ -108,13 +88,14 @@ def parse_variant(variant: str) -> tuple[str, dict[str, Any]]:
 
 
 def closest(name: str, names: Any) -> str:
-    """
-    :param name: An unknown name
-    :param names: The known ones
-    :return: A suggestion to append to an error's text
-    """
+    """:return: A suggestion to append to the error's text about an unknown name"""
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def eval_steps(n_timesteps: int, eval_freq: int) -> list[int]:
+    """:return: The steps at which a run is evaluated: before training, then every ``eval_freq``, and at the end"""
+    return [*range(0, n_timesteps, eval_freq), n_timesteps]
 
 
 @dataclass(frozen=True)
@@ -136,56 +117,41 @@ class Run:
     torch_threads: int
 
     @property
-    def folder(self) -> str:
-        """Where its results lie inside the comparison's ``runs`` folder."""
-        return f"{slug(self.variant)}/{slug(self.env)}/seed_{self.seed}"
-
-    @property
     def label(self) -> str:
         """How messages name it."""
         return f"{self.variant} on {self.env}, seed {self.seed}"
 
-    @property
-    def eval_steps(self) -> list[int]:
-        """The steps after which the policy is evaluated: before training, every ``eval_freq`` steps, and at the end."""
-        return [*range(0, self.n_timesteps, self.eval_freq), self.n_timesteps]
+
+def _asked(flag: str, text: str, default: Any = MISSING, **how: Any) -> Any:
+    # A field of the request, and the argument of the command that it comes from
+    metadata = {"flag": flag, "help": text, **how}
+    if default is list:
+        return field(default_factory=list, metadata=metadata | {"nargs": "+", "default": []})
+    return field(default=default, metadata=metadata if default is MISSING else metadata | {"default": default})
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """
-    What the user asked for, as the command line gives it.
+    """What the user asked for, as the command line gives it."""
 
-    :param algos: Zoo keys or variants (``parse_variant``)
-    :param envs: Environment ids
-    :param n_seeds: Seeds per algorithm and environment
-    :param first_seed: The smallest of them
-    :param n_timesteps: Steps of every run; ``None``: what the zoo's YAML says, if it says the same for every algorithm
-    :param eval_freq: Steps between evaluations; ``None``: a twentieth of the run
-    :param n_eval_episodes: Episodes of every evaluation
-    :param params: Hyperparameters of every algorithm that overwrite the YAML's, as ``key:value``
-    :param conf_files: YAML files in place of the zoo's, as ``file`` or ``algo=file``
-    :param env_kwargs: Arguments of the environments, as ``key:value``
-    :param eval_env_kwargs: Arguments of the evaluation environments, if they differ
-    :param gym_packages: Modules that register environments when they are imported
-    :param device: torch device
-    :param torch_threads: torch threads of every run
-    """
-
-    algos: list[str]
-    envs: list[str]
-    n_seeds: int
-    first_seed: int = 0
-    n_timesteps: int | None = None
-    eval_freq: int | None = None
-    n_eval_episodes: int = 10
-    params: list[str] = field(default_factory=list)
-    conf_files: list[str] = field(default_factory=list)
-    env_kwargs: list[str] = field(default_factory=list)
-    eval_env_kwargs: list[str] = field(default_factory=list)
-    gym_packages: list[str] = field(default_factory=list)
-    device: str = "auto"
-    torch_threads: int = 1
+    algos: list[str] = _asked("--algos", ALGOS_HELP, nargs="+", required=True, metavar="ALGO")
+    envs: list[str] = _asked("--envs", "environment ids", nargs="+", required=True, metavar="ENV")
+    n_seeds: int = _asked("--seeds", "seeds per algorithm and environment (default: 5)", 5, type=int, metavar="N")
+    first_seed: int = _asked("--first-seed", "the smallest seed (default: 0)", 0, type=int, metavar="SEED")
+    n_timesteps: int | None = _asked("--timesteps", "steps of every run (default: the zoo's)", None, type=int, metavar="N")
+    eval_freq: int | None = _asked(
+        "--eval-freq", "steps between evaluations (default: a twentieth)", None, type=int, metavar="N"
+    )
+    n_eval_episodes: int = _asked("--eval-episodes", "episodes of an evaluation (default: 10)", 10, type=int, metavar="N")
+    params: list[str] = _asked("-params", "overwrite hyperparameters of all", list, metavar="KEY:VALUE")
+    conf_files: list[str] = _asked("--conf-file", "YAML files in place of the zoo's", list, metavar="[ALGO=]FILE")
+    env_kwargs: list[str] = _asked("--env-kwargs", "arguments of the environments", list, metavar="KEY:VALUE")
+    eval_env_kwargs: list[str] = _asked(
+        "--eval-env-kwargs", "those of the evaluation environments, if others", list, metavar="KEY:VALUE"
+    )
+    gym_packages: list[str] = _asked("--gym-packages", "modules that register environments", list, metavar="MODULE")
+    device: str = _asked("--device", "torch device (default: auto)", "auto")
+    torch_threads: int = _asked("--torch-threads", "torch threads of each run (default: 1)", 1, type=int, metavar="N")
 
     @property
     def seeds(self) -> list[int]:
@@ -193,55 +159,28 @@ class Comparison:
         return list(range(self.first_seed, self.first_seed + self.n_seeds))
 
     def command(self, output: str) -> str:
-        """
-        :param output: The folder to write to
-        :return: The command that asks for this comparison
-        """
-        flags: dict[str, list[Any]] = {
-            "--algos": self.algos,
-            "--envs": self.envs,
-            "--seeds": [self.n_seeds],
-            "--first-seed": [self.first_seed] if self.first_seed else [],
-            "--timesteps": [] if self.n_timesteps is None else [self.n_timesteps],
-            "--eval-freq": [] if self.eval_freq is None else [self.eval_freq],
-            "--eval-episodes": [self.n_eval_episodes],
-            "-params": self.params,
-            "--conf-file": self.conf_files,
-            "--env-kwargs": self.env_kwargs,
-            "--eval-env-kwargs": self.eval_env_kwargs,
-            "--gym-packages": self.gym_packages,
-            "--device": [self.device],
-            "--torch-threads": [self.torch_threads],
-            "--output": [output],
-        }
+        """:return: The command that asks for this comparison, and writes to a folder"""
         words = ["sb3-pathwise", "compare"]
-        for flag, values in flags.items():
-            words += [flag, *map(str, values)] if values else []
-        return shlex.join(words)
+        for asked in fields(self):
+            flag, value = asked.metadata["flag"], getattr(self, asked.name)
+            if value not in (None, []):
+                words += [flag, *map(str, value if isinstance(value, list) else [value])]
+        return shlex.join([*words, "--output", output])
 
     def check(self, for_report: bool) -> None:
         """
-        Find what is wrong with the request itself, without importing anything.
+        Find what is wrong with the request itself, without importing anything; ``for_report``: intervals will be made.
 
-        :param for_report: Whether a report, and so intervals, will be made of the results
         :raises ComparisonError: if something is
         """
         for name in ("algos", "envs"):
             values = getattr(self, name)
             if duplicate := [value for value in values if values.count(value) > 1]:
                 raise ComparisonError(f"--{name}: {duplicate[0]} is named twice")
-        for name, smallest in {
-            "n_seeds": 1,
-            "first_seed": 0,
-            "n_timesteps": 1,
-            "eval_freq": 1,
-            "n_eval_episodes": 1,
-            "torch_threads": 1,
-        }.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                flag = {"n_seeds": "seeds", "n_timesteps": "timesteps", "n_eval_episodes": "eval-episodes"}.get(name, name)
-                raise ComparisonError(f"--{flag.replace('_', '-')} must be at least {smallest}, not {value}")
+        for asked in fields(self):
+            value, smallest = getattr(self, asked.name), 0 if asked.name == "first_seed" else 1
+            if isinstance(value, int) and value < smallest:
+                raise ComparisonError(f"{asked.metadata['flag']} must be at least {smallest}, not {value}")
         if for_report and self.n_seeds < MIN_SEEDS:
             raise ComparisonError(
                 f"--seeds {self.n_seeds} is too few for a confidence interval; "
@@ -297,11 +236,7 @@ class Comparison:
         ]
 
     def _length(self, env: str, hyperparams: dict[str, dict[str, Any]]) -> int:
-        """
-        :param env: Environment id
-        :param hyperparams: Of every variant, whose ``n_timesteps`` is taken out
-        :return: The steps that every variant is trained for on this environment
-        """
+        """:return: The steps that every variant is trained for; what their configurations say of it is taken out"""
         from_zoo = {variant: values.pop("n_timesteps", None) for variant, values in hyperparams.items()}
         if self.n_timesteps is not None:
             return self.n_timesteps
@@ -310,17 +245,9 @@ class Comparison:
             raise ComparisonError(f"the configurations do not agree on n_timesteps for {env} ({found}); give --timesteps")
         return int(next(iter(from_zoo.values())))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The request as plain data; ``Comparison(**data)`` reads it back."""
-        return asdict(self)
-
 
 def load_algorithms(gym_packages: list[str]) -> dict[str, Any]:
-    """
-    :param gym_packages: Modules that register environments when they are imported
-    :return: Every algorithm that rl_zoo3 knows, ours among them
-    :raises ComparisonError: if a module cannot be imported
-    """
+    """:return: Every algorithm that rl_zoo3 knows, ours among them; modules that register environments are imported"""
     import rl_zoo3.import_envs  # noqa: F401
     from rl_zoo3 import ALGOS
 
@@ -336,10 +263,7 @@ def load_algorithms(gym_packages: list[str]) -> dict[str, Any]:
 
 
 def check_environment(env: str) -> None:
-    """
-    :param env: Environment id
-    :raises ComparisonError: if it is not registered
-    """
+    """Raise ``ComparisonError`` if an environment is not registered."""
     import gymnasium as gym
 
     if env not in gym.registry:
@@ -348,13 +272,7 @@ def check_environment(env: str) -> None:
 
 
 def check_overrides(algo_class: type, algo: str, overrides: dict[str, Any], argument: str) -> None:
-    """
-    :param algo_class: The algorithm
-    :param algo: Its zoo key
-    :param overrides: Hyperparameters the user gave
-    :param argument: Where the user gave them, for the error's text
-    :raises ComparisonError: if one is unknown to the algorithm and to the zoo, or is compare's own
-    """
+    """Raise ``ComparisonError`` if a hyperparameter is unknown to algorithm and zoo, or compare's own."""
     parameters = inspect.signature(algo_class).parameters
     known = (ZOO_KEYS | parameters.keys()) - OWN_KEYS.keys() - {"verbose", "tensorboard_log", "_init_setup_model"}
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -366,12 +284,7 @@ def check_overrides(algo_class: type, algo: str, overrides: dict[str, Any], argu
 
 
 def configuration_files(conf_files: list[str], algos: set[str]) -> dict[str, str | None]:
-    """
-    :param conf_files: ``file`` for all algorithms, or ``algo=file``
-    :param algos: Zoo keys in use
-    :return: The file or module that the hyperparameters of each are read from; ``None``: the zoo's or ours
-    :raises ComparisonError: if an algorithm is not in use, or a file does not exist
-    """
+    """:return: The YAML or Python file of each algorithm, given as ``file`` or ``algo=file``; ``None``: the zoo's or ours"""
     files: dict[str, str | None] = dict.fromkeys(algos)
     for item in conf_files:
         algo, equals, path = item.partition("=")
@@ -389,13 +302,7 @@ def configuration_files(conf_files: list[str], algos: set[str]) -> dict[str, str
 
 
 def read_hyperparameters(algo: str, env: str, conf: str | None) -> dict[str, Any]:
-    """
-    :param algo: Zoo key
-    :param env: Environment id
-    :param conf: YAML file, Python file or module, as rl_zoo3 reads them; ``None``: the zoo's or ours
-    :return: The entry of the environment, or ``default``, before any preprocessing
-    :raises ComparisonError: if it cannot be read
-    """
+    """:return: An environment's entry, or ``default``, in a file or in the zoo's, before any preprocessing"""
     from sb3_pathwise.zoo.registry import ExperimentManager
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -5,8 +5,8 @@ The colours are those of Okabe and Ito (2008), made for colour-blind readers, an
 keys with another critic are as far from these as could be found: violet the pathwise route, brown the likelihood ratio.
 """
 
-import hashlib
-from dataclasses import dataclass
+import zlib
+from typing import NamedTuple
 
 COLOURS = {
     "pathwise_ac": "#0072B2",
@@ -30,55 +30,45 @@ COLOURS = {
     "qrdqn": "#DDCC77",
     "ppo_lstm": "#44AA99",
 }
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1, 1.5), (6, 2, 1, 2), (3, 1, 1, 1, 1, 1))
+# Variants of an algorithm, in turn: dashes and gaps in line widths, and the target and the share of its way there
+VARIANTS: tuple[tuple[tuple[float, ...], int, float], ...] = (
+    ((5, 2), 255, 0.35),
+    ((1, 1.5), 0, 0.4),
+    ((6, 2, 1, 2), 255, 0.2),
+    ((3, 1, 1, 1, 1, 1), 0, 0.2),
+    ((2, 2), 255, 0.45),
+)
 MARKERS = "osD^vPX<>p*h"
 
 
-@dataclass(frozen=True)
-class Style:
-    """
-    :param colour: As ``#rrggbb``
-    :param dash: Lengths of dashes and gaps, in line widths; empty: a solid line
-    :param marker: matplotlib's letter
-    """
+class Style(NamedTuple):
+    """Colour as ``#rrggbb``, lengths of dashes and gaps in line widths (none: a solid line), and matplotlib's marker."""
 
     colour: str
     dash: tuple[float, ...]
     marker: str
 
 
-def colour(variant: str) -> str:
-    """
-    :param variant: An algorithm's zoo key, or a variant of it
-    :return: The key's colour; for a variant, a tint of it that depends on the variant's text alone
-    """
-    algo, _, overrides = variant.partition(":")
-    base = COLOURS.get(algo) or list(COLOURS.values())[_number(algo) % len(COLOURS)]
-    if not overrides:
-        return base
-    # Towards black or towards white, far enough to be seen and not so far as to vanish on paper
-    tint = (_number(overrides) % 1000) / 999
-    target, share = (0, 0.25 + 0.3 * tint) if _number(overrides) % 2 else (255, 0.2 + 0.25 * tint)
-    channels = (int(base[place : place + 2], 16) for place in (1, 3, 5))
-    return "#" + "".join(f"{round(channel + (target - channel) * share):02X}" for channel in channels)
-
-
-def _number(text: str) -> int:
-    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+def colour(algo: str) -> str:
+    """:return: A zoo key's colour; that of an unknown one depends on its name alone"""
+    return COLOURS.get(algo) or list(COLOURS.values())[zlib.crc32(algo.encode()) % len(COLOURS)]
 
 
 def styles(variants: list[str]) -> dict[str, Style]:
     """
     :param variants: Of one comparison
-    :return: Their looks: solid for an algorithm itself, dashed for its variants, a marker of its own for each
+    :return: Their looks: an algorithm's own colour and a solid line; for its variants tints of it and dashes, in the order of
+        the comparison; and a marker of its own for each
     """
     found: dict[str, Style] = {}
     seen: dict[str, int] = {}
     for place, variant in enumerate(variants):
         algo, _, overrides = variant.partition(":")
+        base, dash = colour(algo), tuple[float, ...]()
         if overrides:
+            dash, target, share = VARIANTS[seen.get(algo, 0) % len(VARIANTS)]
             seen[algo] = seen.get(algo, 0) + 1
-        # Never the solid line, which is the algorithm's own
-        dash = DASHES[1 + (seen[algo] - 1) % (len(DASHES) - 1)] if overrides else DASHES[0]
-        found[variant] = Style(colour(variant), dash, MARKERS[place % len(MARKERS)])
+            channels = (int(base[start : start + 2], 16) for start in (1, 3, 5))
+            base = "#" + "".join(f"{round(channel + (target - channel) * share):02X}" for channel in channels)
+        found[variant] = Style(base, dash, MARKERS[place % len(MARKERS)])
     return found

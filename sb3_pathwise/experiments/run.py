@@ -12,10 +12,10 @@ import io
 import math
 import os
 import platform
-import threading
 import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,11 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
-from sb3_pathwise.experiments.grid import Run, load_algorithms
+from sb3_pathwise.experiments.grid import Run, eval_steps, load_algorithms
 from sb3_pathwise.zoo.registry import ExperimentManager
 
 # Told the number of steps so far, answers whether to go on
 Notify = Callable[[int], bool]
-
-# numpy's and torch's global generators belong to the process: two runs in threads of one process would share them
-_one_run_per_process = threading.Lock()
 
 PACKAGES = ("sb3-pathwise", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "mujoco", "box2d", "torch", "numpy")
 
@@ -59,7 +56,7 @@ class EvaluateAtSteps(BaseCallback):
         super().__init__()
         self.eval_env = eval_env
         self.notify = notify
-        self.pending = list(run.eval_steps)
+        self.pending = eval_steps(run.n_timesteps, run.eval_freq)
         self.n_eval_episodes = run.n_eval_episodes
         # Apart from the training environments' seeds, which are small numbers from ``run.seed`` on
         self.eval_seed = int(np.random.SeedSequence([run.seed, 1]).generate_state(1)[0])
@@ -150,21 +147,12 @@ class RunManager(ExperimentManager):
         self.callbacks.append(self.evaluate)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = True) -> VecEnv:
-        """
-        :param n_envs: How many
-        :param eval_env: Whether they are for evaluation
-        :param no_log: Overruled: no monitor file is written
-        :return: The wrapped environments
-        """
+        """:return: The wrapped environments; no monitor file is written, whatever ``no_log`` says"""
         return super().create_envs(n_envs, eval_env=eval_env, no_log=True)
 
 
 def build(run: Run, notify: Notify = lambda steps: True) -> tuple[RunManager, BaseAlgorithm]:
-    """
-    :param run: What to train
-    :param notify: Told the steps so far
-    :return: The manager, whose environments are the caller's to close, and the untrained model
-    """
+    """:return: The manager, whose environments are the caller's to close, and the untrained model"""
     manager = RunManager(run, notify)
     set_random_seed(run.seed)
     experiment = manager.setup_experiment()
@@ -173,12 +161,7 @@ def build(run: Run, notify: Notify = lambda steps: True) -> tuple[RunManager, Ba
 
 
 def check(run: Run) -> None:
-    """
-    Build the model of a run and throw it away, so that what cannot work fails before anything is trained.
-
-    :param run: What to build
-    :raises Exception: whatever the environment, rl_zoo3 or the algorithm raises
-    """
+    """Build the model of a run and throw it away, so that what cannot work fails before anything is trained."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         manager, model = build(run)
         manager.evaluate.eval_env.close()
@@ -188,34 +171,27 @@ def check(run: Run) -> None:
 
 def execute(run: Run, notify: Notify) -> dict[str, Any]:
     """
-    Train and evaluate.
+    Train and evaluate, alone in this process: numpy's and torch's global generators belong to the process.
 
     :param run: What to train
     :param notify: Told the steps so far; the run stops early when it answers ``False``
-    :return: ``evaluations``, ``versions``, ``machine``, times, ``log`` (what was printed) and ``error`` (a traceback, or
+    :return: ``evaluations``, ``versions``, ``started``, ``wall_seconds`` and ``error`` (what was printed and a traceback, or
         ``None``); plain data, so that it can come back from another machine
     """
     log = io.StringIO()
-    with _one_run_per_process:
-        started, clock = time.time(), time.perf_counter()
-        outcome: dict[str, Any] = {"evaluations": [], "error": None, "started": started}
-        try:
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                notify(0)
-                outcome["evaluations"] = _train(run, notify)
-        # A library's sys.exit() must not take the worker down
-        except (Exception, SystemExit):
-            outcome["error"] = traceback.format_exc()
-        finally:
-            # Replay buffers are large, and held by reference cycles
-            gc.collect()
-        outcome |= {
-            "wall_seconds": time.perf_counter() - clock,
-            "log": log.getvalue(),
-            "versions": versions(),
-            "machine": {"platform": f"{platform.system()} {platform.machine()}", "processors": os.cpu_count()},
-        }
-    return outcome
+    started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
+    outcome: dict[str, Any] = {"evaluations": [], "error": None, "started": started}
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            notify(0)
+            outcome["evaluations"] = _train(run, notify)
+    # A library's sys.exit() must not take the worker down
+    except (Exception, SystemExit):
+        outcome["error"] = log.getvalue() + traceback.format_exc()
+    finally:
+        # Replay buffers are large, and held by reference cycles
+        gc.collect()
+    return outcome | {"wall_seconds": time.perf_counter() - clock, "versions": versions()}
 
 
 def _train(run: Run, notify: Notify) -> list[dict[str, Any]]:
@@ -234,8 +210,9 @@ def _train(run: Run, notify: Notify) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """:return: The versions of what returns may depend on"""
-    found = {"python": platform.python_version()}
+    """:return: What returns may depend on: the machine, and the versions of packages"""
+    found = {"platform": f"{platform.system()} {platform.machine()}", "processors": str(os.cpu_count())}
+    found["python"] = platform.python_version()
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)

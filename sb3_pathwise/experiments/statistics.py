@@ -7,10 +7,12 @@ tests SciPy's and the correction statsmodels'. How numbers are put into words an
 
 import contextlib
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,26 +20,22 @@ import scipy.stats
 from rliable import library as rly
 from statsmodels.stats.multitest import multipletests
 
-from sb3_pathwise.experiments.grid import MIN_SEEDS
+from sb3_pathwise.experiments.grid import MIN_SEEDS, ComparisonError, one_line
 
 CONFIDENCE = 0.95
 REPETITIONS = 2_000
-# Points at which curves over wall-clock time are read off
-TIME_POINTS = 60
+# Points at which curves over wall-clock time, and those of several tasks, are read off
+CURVE_POINTS = 60
 
 # Score of a run, by the name of its column
 SCORES = {"final": "final return", "auc": "mean return over training"}
+# The aggregate's name among the environments
+ALL = "all environments"
+REFERENCES = Path(__file__).with_name("references.csv")
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """
-    A number and its 95 % interval.
-
-    :param point: The estimate
-    :param low: Lower end, or ``None`` where there are too few runs for an interval
-    :param high: Upper end, or ``None``
-    """
+class Estimate(NamedTuple):
+    """A number and the ends of its 95 % interval, which are ``None`` where there are too few runs for one."""
 
     point: float
     low: float | None = None
@@ -45,53 +43,37 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """
-    An interquartile mean along an axis, with its band.
-
-    :param x: Steps or seconds
-    :param point: Interquartile mean over the seeds
-    :param low: Lower edge of the band, or ``None`` where there are too few runs
-    :param high: Upper edge, or ``None``
-    """
-
-    x: np.ndarray
-    point: np.ndarray
-    low: np.ndarray | None
-    high: np.ndarray | None
-
-
-@dataclass(frozen=True)
 class Duel:
     """
-    Two algorithms, the one with the higher score first.
+    Two algorithms compared by one of ``SCORES`` on an environment or on ``ALL``, the one with the higher score first.
 
-    :param environment: Where they met; ``None``: on all environments together
-    :param score: Key of ``SCORES``
-    :param first: The one ahead
-    :param second: The other
-    :param difference: Of their interquartile means
-    :param improvement: Probability that a run of the first scores higher than one of the second
-    :param p: Of Welch's t-test, two-sided; ``None``: too few seeds
-    :param p_rank: Of the Mann-Whitney U test, two-sided; ``None``: too few seeds
-    :param p_holm: Welch's, after Holm's correction over all duels of this score; ``None``: too few seeds
-    :param equal: Whether they scored exactly the same with every seed, so that neither is ahead
+    ``difference`` is that of their interquartile means, ``improvement`` the probability that a run of the first scores higher
+    than one of the second. ``p`` is of Welch's t-test, ``p_rank`` of the Mann-Whitney U test, both two-sided, ``p_holm`` the
+    first after Holm's correction over all duels of the score; ``None``: too few seeds, or several environments.
     """
 
-    environment: str | None
+    environment: str
     score: str
     first: str
     second: str
     difference: Estimate
     improvement: Estimate
+    # They scored exactly the same with every seed, so that neither is ahead
+    equal: bool = False
     p: float | None = None
     p_rank: float | None = None
     p_holm: float | None = None
-    equal: bool = False
+
+    @property
+    def testable(self) -> bool:
+        """Whether there are seeds enough."""
+        return self.difference.low is not None
 
     @property
     def decided(self) -> bool:
-        """Whether the difference is more than chance explains, at the 5 % level."""
+        """Whether the difference is more than chance explains, by Welch's test; over all environments, by the improvement"""
+        if self.environment == ALL:
+            return not self.equal and self.improvement.low is not None and self.improvement.low > 0.5
         return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
 
 
@@ -106,12 +88,25 @@ def _seeded() -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _bootstrap(scores: Any, statistic: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray]:
+def bootstrap(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
+    """
+    :param statistic: Of the scores, (values,)
+    :param scores: Of one algorithm each, (runs, environments) or (runs, environments, points)
+    :return: The statistic, and both ends of its stratified bootstrap interval, which are NaN with too few runs; (3, values)
+    """
+    if min(map(len, scores)) < MIN_SEEDS:
+        points = statistic(*scores)
+        return np.stack([points, *[np.full_like(points, np.nan)] * 2])
     with _seeded():
-        points, intervals = rly.get_interval_estimates(
-            {"": scores}, statistic, reps=REPETITIONS, confidence_interval_size=CONFIDENCE
-        )
-    return np.atleast_1d(points[""]), intervals[""]
+        samples = {"": list(scores) if len(scores) > 1 else scores[0]}
+        points, ends = rly.get_interval_estimates(samples, statistic, reps=REPETITIONS, confidence_interval_size=CONFIDENCE)
+    return np.stack([points[""], *ends[""]])
+
+
+def estimates(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> list[Estimate]:
+    """:return: What ``bootstrap`` returns, value by value"""
+    rows = bootstrap(statistic, *scores).T.tolist()
+    return [Estimate(point) if math.isnan(low) else Estimate(point, low, high) for point, low, high in rows]
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
@@ -127,17 +122,6 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     return pooled[cut : len(pooled) - cut].mean(axis=0)
 
 
-def iqm(scores: np.ndarray) -> Estimate:
-    """
-    :param scores: Of one algorithm, (runs, environments)
-    :return: Interquartile mean with its stratified bootstrap interval
-    """
-    if len(scores) < MIN_SEEDS:
-        return Estimate(float(interquartile_mean(scores)[0]))
-    points, interval = _bootstrap(scores, interquartile_mean)
-    return Estimate(float(points[0]), float(interval[0, 0]), float(interval[1, 0]))
-
-
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
     """
     What rliable's function of this name returns, without SciPy's test around it: a bootstrap calls it thousands of times.
@@ -149,32 +133,21 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
     return float(((x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])).mean())
 
 
-def duel(environment: str | None, score: str, ours: dict[str, np.ndarray], first: str, second: str) -> Duel:
-    """
-    :param environment: Where, or ``None``
-    :param score: Key of ``SCORES``
-    :param ours: Scores of every algorithm, (runs, environments)
-    :param first: One algorithm
-    :param second: Another
-    :return: Their comparison, without the correction for the number of comparisons
-    """
+def duel(environment: str, score: str, ours: dict[str, np.ndarray], first: str, second: str) -> Duel:
+    """:return: Two algorithms compared by their scores, (runs, environments), without correction for the number of duels"""
     if interquartile_mean(ours[first]) < interquartile_mean(ours[second]):
         first, second = second, first
     x, y = ours[first], ours[second]
-    equal = np.array_equal(x, y)
-    if min(len(x), len(y)) < MIN_SEEDS:
-        difference = Estimate(float((interquartile_mean(x) - interquartile_mean(y))[0]))
-        return Duel(environment, score, first, second, difference, Estimate(probability_of_improvement(x, y)), equal=equal)
 
     def difference_and_improvement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        gap = interquartile_mean(a) - interquartile_mean(b)
-        return np.array([gap[0], probability_of_improvement(a, b)])
+        return np.append(interquartile_mean(a) - interquartile_mean(b), probability_of_improvement(a, b))
 
-    points, interval = _bootstrap([x, y], difference_and_improvement)
-    gap, improvement = (Estimate(*map(float, (points[k], interval[0, k], interval[1, k]))) for k in range(2))
-    if environment is None:
-        return Duel(environment, score, first, second, gap, improvement, equal=equal)
-    return Duel(environment, score, first, second, gap, improvement, p=_welch(x, y), p_rank=_rank_test(x, y), equal=equal)
+    gap, improvement = estimates(difference_and_improvement, x, y)
+    found = Duel(environment, score, first, second, gap, improvement, np.array_equal(x, y))
+    if environment == ALL or not found.testable:
+        return found
+    p_rank = scipy.stats.mannwhitneyu(x.ravel(), y.ravel(), alternative="two-sided").pvalue
+    return replace(found, p=_welch(x, y), p_rank=float(p_rank))
 
 
 def _welch(x: np.ndarray, y: np.ndarray) -> float:
@@ -187,143 +160,137 @@ def _welch(x: np.ndarray, y: np.ndarray) -> float:
         return float(scipy.stats.ttest_ind(x.ravel(), y.ravel(), equal_var=False).pvalue)
 
 
-def _rank_test(x: np.ndarray, y: np.ndarray) -> float:
-    return float(scipy.stats.mannwhitneyu(x.ravel(), y.ravel(), alternative="two-sided").pvalue)
-
-
 def corrected(duels: list[Duel]) -> list[Duel]:
-    """
-    :param duels: Of one score
-    :return: The same with Holm's correction over all of them that were tested
-    """
+    """:return: Duels of one score, with Holm's correction over all of them that were tested"""
     tested = [found.p for found in duels if found.p is not None]
     adjusted = iter(multipletests(tested, method="holm")[1]) if tested else iter(())
-    return [Duel(**vars(found) | {"p_holm": None if found.p is None else float(next(adjusted))}) for found in duels]
+    return [replace(found, p_holm=None if found.p is None else float(next(adjusted))) for found in duels]
 
 
-def ranked(estimates: dict[str, Estimate]) -> dict[str, Estimate]:
-    """
-    :param estimates: Of the algorithms
-    :return: The same, the highest first
-    """
-    return dict(sorted(estimates.items(), key=lambda item: -item[1].point))
+def read_table(path: Path, key: list[str], numbers: list[str]) -> pd.DataFrame:
+    """:return: A CSV file of the user, by its key"""
+    try:
+        return pd.read_csv(path).astype(dict.fromkeys(numbers, float)).set_index(key)
+    except (OSError, ValueError, KeyError) as error:
+        raise ComparisonError(
+            f"cannot read {path}, a CSV file with {', '.join([*key, *numbers])} ({one_line(error)})"
+        ) from error
 
 
 class Statistics:
     """
     Everything that is computed from a comparison's results.
 
-    :param evaluations: Rows of ``store.COLUMNS``
+    :param results: Every episode, with ``store.COLUMNS``
     :param algorithms: In the user's order
     :param environments: In the user's order
+    :param references: Returns by environment, of a policy of random actions (``random``: normalised score 0) and of a known
+        algorithm (``reference``: 1); ``None``: those of the package
+    :param seconds: Training time of 1,000 steps by algorithm and environment, measured apart, in place of the runs' own
     """
 
-    def __init__(self, evaluations: list[dict[str, Any]], algorithms: list[str], environments: list[str]) -> None:
-        self.evaluations = pd.DataFrame(evaluations)
-        self.runs = pd.DataFrame(
-            {
-                "algorithm": algorithm,
-                "environment": environment,
-                "seed": seed,
-                "final": run["return_mean"].iloc[-1],
-                "auc": np.trapezoid(run["return_mean"], run["step"]) / (run["step"].iloc[-1] - run["step"].iloc[0]),
-                "steps": run["step"].iloc[-1],
-                "train_seconds": run["train_seconds"].iloc[-1],
-            }
-            for (environment, algorithm, seed), run in self.evaluations.groupby(
-                ["environment", "algorithm", "seed"], sort=False
-            )
-        )
+    def __init__(
+        self,
+        results: pd.DataFrame,
+        algorithms: list[str],
+        environments: list[str],
+        references: pd.DataFrame | None = None,
+        seconds: pd.DataFrame | None = None,
+    ) -> None:
+        keys = ["environment", "algorithm", "seed"]
+        self.evaluations = results.groupby([*keys, "step"], as_index=False)[["train_seconds", "return"]].mean()
+        if seconds is not None:
+            self.evaluations["train_seconds"] = self._measured_apart(seconds)
+        self.runs = pd.DataFrame([self._run(run) for _, run in self.evaluations.groupby(keys)])
         self.environments = [env for env in environments if env in set(self.runs["environment"])]
         self.algorithms = [algo for algo in algorithms if algo in set(self.runs["algorithm"])]
-        self._rankings = {(env, score): self._ranking(env, score) for env in self.environments for score in SCORES}
-        self.normalised = self._normalised() if len(self.environments) > 1 else {}
+        self.references = read_table(REFERENCES, ["environment"], []) if references is None else references
+        self.unknown = [env for env in self.environments if env not in self.references.index]
+        # Of every environment, and of all together
+        self.places = list(self.environments)
+        if len(self.environments) > 1 and not self.unknown and self.scores(ALL, "final"):
+            self.places.insert(0, ALL)
+        self._rankings = {(place, score): self._ranking(place, score) for place in self.places for score in SCORES}
         self.duels = [found for score in SCORES for found in corrected(list(self._duels(score)))]
-        # Every pair of algorithms over all environments
-        self.overall_duels = [
-            duel(None, "final", self.normalised, *pair) for pair in itertools.combinations(self.normalised, 2)
-        ]
+
+    def _measured_apart(self, seconds: pd.DataFrame) -> Any:
+        rows = self.evaluations.join(seconds["seconds_per_1000_steps"], on=["algorithm", "environment"])
+        if len(missing := rows[rows["seconds_per_1000_steps"].isna()]):
+            raise ComparisonError("no seconds are given for {algorithm} on {environment}".format(**missing.iloc[0]))
+        return rows["step"] * rows["seconds_per_1000_steps"] / 1000
+
+    @staticmethod
+    def _run(run: pd.DataFrame) -> dict[str, Any]:
+        steps, returns, last = run["step"].to_numpy(), run["return"].to_numpy(), run.iloc[-1]
+        auc = np.trapezoid(returns, steps) / (steps[-1] - steps[0])
+        kept = last[["environment", "algorithm", "seed", "train_seconds"]].to_dict()
+        return kept | {"final": returns[-1], "auc": auc, "steps": steps[-1]}
+
+    def _tasks(self, environment: str) -> list[str]:
+        return self.environments if environment == ALL else [environment]
+
+    def _scaled(self, values: np.ndarray, environment: str, task: str) -> np.ndarray:
+        if environment != ALL:
+            return values
+        zero, one = self.references.loc[task, ["random", "reference"]]
+        return (values - zero) / (one - zero)
+
+    def seeds(self, environment: str, algorithm: str) -> list[int]:
+        """:return: The seeds that an algorithm finished; for ``ALL``, everywhere"""
+        ours = self.runs[self.runs["algorithm"] == algorithm]
+        finished = [set(ours.loc[ours["environment"] == task, "seed"]) for task in self._tasks(environment)]
+        return sorted(set.intersection(*finished))
 
     def scores(self, environment: str, score: str) -> dict[str, np.ndarray]:
-        """
-        :param environment: Where
-        :param score: Key of ``SCORES``
-        :return: Of every algorithm that has runs there, (runs, 1)
-        """
-        here = self.runs[self.runs["environment"] == environment]
-        columns = {algo: here.loc[here["algorithm"] == algo, score].to_numpy()[:, None] for algo in self.algorithms}
-        return {algo: column for algo, column in columns.items() if len(column)}
+        """:return: Of every algorithm that has runs there, (runs, environments); for ``ALL``, normalised"""
+        values = self.runs.set_index(["environment", "algorithm", "seed"])[score]
+        found = {}
+        for algo in self.algorithms:
+            if seeds := self.seeds(environment, algo):
+                tasks = self._tasks(environment)
+                columns = [self._scaled(values[task, algo][seeds].to_numpy(), environment, task) for task in tasks]
+                found[algo] = np.stack(columns, axis=1)
+        return found
 
     def ranking(self, environment: str, score: str = "final") -> dict[str, Estimate]:
-        """
-        :param environment: Where
-        :param score: Key of ``SCORES``
-        :return: Interquartile means, the highest first
-        """
+        """:return: Interquartile means, the highest first"""
         return self._rankings[environment, score]
 
     def _ranking(self, environment: str, score: str) -> dict[str, Estimate]:
-        return ranked({algo: iqm(scores) for algo, scores in self.scores(environment, score).items()})
+        found = {algo: estimates(interquartile_mean, scores)[0] for algo, scores in self.scores(environment, score).items()}
+        return dict(sorted(found.items(), key=lambda item: -item[1].point))
 
     def _duels(self, score: str) -> Iterator[Duel]:
-        for environment in self.environments:
+        for environment in self.places:
             scores = self.scores(environment, score)
             for first, second in itertools.combinations(scores, 2):
                 yield duel(environment, score, scores, first, second)
 
-    def find_duel(self, environment: str | None, one: str, other: str) -> Duel:
-        """
-        :param environment: Where; ``None``: on all together
-        :param one: An algorithm
-        :param other: Another
-        :return: Their comparison by final return
-        """
+    def find_duel(self, environment: str, one: str, other: str) -> Duel:
+        """:return: Two algorithms by final return"""
         wanted = (environment, "final", {one, other})
-        duels = (*self.duels, *self.overall_duels)
-        return next(found for found in duels if (found.environment, found.score, {found.first, found.second}) == wanted)
+        return next(found for found in self.duels if (found.environment, found.score, {found.first, found.second}) == wanted)
 
-    def _normalised(self) -> dict[str, np.ndarray]:
+    def curve(self, environment: str, algorithm: str, axis: str) -> tuple[np.ndarray, np.ndarray] | None:
         """
-        Final returns on one scale, so that environments can be pooled: 0 is the untrained policies' mean return, 1 the highest
-        interquartile mean of the comparison. Only seeds that an algorithm finished everywhere count.
-
-        :return: Of every algorithm that has such seeds, (runs, environments); nothing if some environment was not learned
-        """
-        scaled = self.runs.copy()
-        for environment in self.environments:
-            rows = self.evaluations[self.evaluations["environment"] == environment]
-            floor = rows.loc[rows["step"] == 0, "return_mean"].mean()
-            top = next(iter(self.ranking(environment, "final").values())).point
-            if not top > floor:
-                return {}
-            here = scaled["environment"] == environment
-            scaled.loc[here, "final"] = (scaled.loc[here, "final"] - floor) / (top - floor)
-        matrices = {}
-        for algorithm in self.algorithms:
-            table = scaled[scaled["algorithm"] == algorithm].pivot(index="seed", columns="environment", values="final")
-            if set(table.columns) == set(self.environments) and len(table.dropna()):
-                matrices[algorithm] = table.dropna()[self.environments].to_numpy()
-        return matrices
-
-    def curve(self, environment: str, algorithm: str, axis: str) -> Curve | None:
-        """
-        :param environment: Where
+        :param environment: Where; for ``ALL``, scores are normalised
         :param algorithm: Whose
         :param axis: ``step`` or ``train_seconds``
-        :return: Interquartile mean and pointwise band; over time, until the quickest run ended. ``None`` without runs
+        :return: Its values until the quickest run ended, and there the interquartile mean with both edges of its pointwise
+            band, (3, points); ``None`` without runs
         """
-        rows = self.evaluations
-        rows = rows[(rows["environment"] == environment) & (rows["algorithm"] == algorithm)]
-        if rows.empty:
+        tasks, seeds = self._tasks(environment), self.seeds(environment, algorithm)
+        if not seeds:
             return None
-        runs = [run for _, run in rows.groupby("seed")]
-        if axis == "step":
-            x = runs[0]["step"].to_numpy()
-        else:
-            x = np.linspace(0, min(run["train_seconds"].iloc[-1] for run in runs), TIME_POINTS)
-        # (runs, 1 task, points)
-        values = np.stack([np.interp(x, run[axis], run["return_mean"]) for run in runs])[:, None]
-        if len(runs) < MIN_SEEDS:
-            return Curve(x, interquartile_mean(values), None, None)
-        points, interval = _bootstrap(values, interquartile_mean)
-        return Curve(x, points, interval[0], interval[1])
+        ours = dict(list(self.evaluations[self.evaluations["algorithm"] == algorithm].groupby(["environment", "seed"])))
+        runs = [[ours[task, seed] for task in tasks] for seed in seeds]
+        x = runs[0][0][axis].to_numpy()
+        if axis == "train_seconds" or any(not np.array_equal(run[axis], x) for row in runs for run in row):
+            x = np.linspace(0, min(run[axis].iloc[-1] for row in runs for run in row), CURVE_POINTS)
+
+        def points(task: str, run: pd.DataFrame) -> np.ndarray:
+            return self._scaled(np.interp(x, run[axis], run["return"]), environment, task)
+
+        # (runs, environments, points)
+        values = [list(map(points, tasks, row)) for row in runs]
+        return x, bootstrap(interquartile_mean, np.array(values))

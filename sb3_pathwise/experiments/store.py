@@ -1,40 +1,43 @@
 """
 The folder of a comparison: what it holds, and who may write to it.
 
-Layout: ``comparison.json`` (the request and its hyperparameters), ``runs/<variant>/<env>/seed_<n>/`` for finished runs only,
-``failed/`` likewise for those that raised, ``results.csv`` with every evaluation of the finished ones.
+``comparison.sqlite`` holds every run, with its evaluations or its traceback, in one transaction each. Beside it is the same as
+text, to be read and to be committed: ``comparison.json`` (the request, and the settings that follow from it), ``runs.csv`` (a
+row for each run) and ``results.csv`` (a row for each episode of each evaluation). A database that is missing, or lacks runs of
+the text, is filled from there, so that the text is enough to go on with a comparison on another machine.
 """
 
 import contextlib
-import csv
-import io
 import json
-import shutil
+import sqlite3
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import pandas as pd
 
-from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, one_line, slug
-from sb3_pathwise.persistence.atomic import synced_file, whole_folder, write_atomically
+from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, eval_steps, one_line
+from sb3_pathwise.persistence.atomic import write_atomically
 
-MANIFEST = "comparison.json"
-COLUMNS = ("algorithm", "environment", "seed", "step", "train_seconds", "return_mean", "return_std", "length_mean")
-
-
-def plain(value: Any) -> Any:
-    """
-    :param value: Hyperparameters, which a Python file may have given as objects
-    :return: The same as JSON and YAML can hold it, objects by their names
-    """
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+MANIFEST, RUNS, RESULTS, DATABASE = "comparison.json", "runs.csv", "results.csv", "comparison.sqlite"
+FORMAT = 2
+KEY = ["algorithm", "environment", "seed"]
+# Of every run, besides the versions of what it was made with
+RUN_COLUMNS = [*KEY, "started", "wall_seconds", "error"]
+COLUMNS = [*KEY, "step", "train_seconds", "episode", "return", "length"]
+SCHEMA = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS runs (
+    algorithm TEXT, environment TEXT, seed INTEGER, started TEXT, wall_seconds REAL, error TEXT, versions TEXT,
+    PRIMARY KEY (algorithm, environment, seed)
+);
+CREATE TABLE IF NOT EXISTS results (
+    algorithm TEXT, environment TEXT, seed INTEGER, step INTEGER, train_seconds REAL, episode INTEGER, "return" REAL,
+    length INTEGER, PRIMARY KEY (algorithm, environment, seed, step, episode)
+);
+COMMIT;
+"""
 
 
 class Store:
@@ -46,7 +49,7 @@ class Store:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self._lock = FileLock(output / ".lock")
+        self.db: sqlite3.Connection
 
     def check(self, comparison: Comparison, runs: list[Run]) -> None:
         """
@@ -57,15 +60,18 @@ class Store:
         :raises ComparisonError: if the folder holds something else, or cannot be read
         """
         try:
-            contents = {path.name for path in self.output.iterdir()} - {".lock"}
+            # A process that was killed just after it had made the folder leaves these
+            leftovers = (".tmp-", ".gitignore", DATABASE)
+            names = {path.name for path in self.output.iterdir() if not path.name.startswith(leftovers)}
         except FileNotFoundError:
             return
         except OSError as error:
             raise ComparisonError(f"cannot write to {self.output} ({one_line(error)})") from error
-        if MANIFEST not in contents and contents:
+        if MANIFEST not in names and names:
             raise ComparisonError(f"{self.output} is not empty and holds no comparison; choose another --output")
-        if self._has_runs():
-            check_same(read_manifest(self.output), self._manifest(comparison, runs), self.output)
+        manifest = read_manifest(self.output) if names else {}
+        if not finished_of(read_runs(self.output)).empty:
+            check_same(manifest, make_manifest(comparison, runs), self.output)
 
     @contextlib.contextmanager
     def opened(self, comparison: Comparison, runs: list[Run]) -> Iterator["Store"]:
@@ -78,101 +84,103 @@ class Store:
         """
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ComparisonError(f"{self.output} is in use by another compare") from error
-        except OSError as error:
+            self.db = sqlite3.connect(self.output / DATABASE, timeout=0)
+            with contextlib.closing(self.db):
+                # The lock is held until the connection is closed, and needs no shared memory, which network file systems lack
+                self.db.execute("PRAGMA locking_mode = EXCLUSIVE")
+                self.db.execute("PRAGMA journal_mode = WAL")
+                self.db.executescript(SCHEMA)
+                write_atomically(self.output / ".gitignore", f"{DATABASE}*\n")
+                for leftover in self.output.glob(".tmp-*"):
+                    leftover.unlink()
+                if (self.output / MANIFEST).exists():
+                    self._take_in()
+                    # What a process had no time to write as text before it was killed
+                    self.export()
+                    self.check(comparison, runs)
+                with self.db:
+                    # Failures are of whichever comparison it was if no run of it is there
+                    self.db.execute("DELETE FROM runs WHERE NOT EXISTS (SELECT * FROM runs WHERE error IS NULL)")
+                write_atomically(self.output / MANIFEST, json.dumps(make_manifest(comparison, runs), indent=1) + "\n")
+                self.export()
+                yield self
+        except (OSError, sqlite3.DatabaseError) as error:
+            if "locked" in str(error):
+                raise ComparisonError(f"{self.output} is in use by another compare") from error
             raise ComparisonError(f"cannot write to {self.output} ({one_line(error)})") from error
-        try:
-            self.check(comparison, runs)
-            try:
-                # One pattern after the other: what the first one removes, the second must not find
-                for pattern in (".tmp-*", "*/.tmp-*"):
-                    for leftover in list(self.output.glob(pattern)):
-                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-                if not self._has_runs():
-                    # Of whichever comparison it was
-                    shutil.rmtree(self.output / "failed", ignore_errors=True)
-                manifest = self._manifest(comparison, runs)
-                write_atomically(self.output / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-            except OSError as error:
-                raise ComparisonError(f"cannot write to {self.output} ({one_line(error)})") from error
-            yield self
-        finally:
-            self._lock.release()
 
-    @staticmethod
-    def _manifest(comparison: Comparison, runs: list[Run]) -> dict[str, Any]:
-        cells: dict[str, dict[str, Any]] = {}
-        for run in runs:
-            cell = plain(vars(run))
-            cells.setdefault(run.variant, {})[run.env] = {key: cell[key] for key in cell if key not in {"variant", "seed"}}
-        return {"format": 1, "request": comparison.as_dict(), "cells": cells}
-
-    def _has_runs(self) -> bool:
-        return any(self.output.glob("runs/*/*/seed_*"))
+    def _take_in(self) -> None:
+        # The finished runs that only the text has, as from another machine, by way of git
+        manifest, (runs, results) = read_manifest(self.output), read_results(self.output)
+        ours = set(self.db.execute("SELECT algorithm, environment, seed FROM runs WHERE error IS NULL"))
+        episodes = dict(list(results.groupby(KEY)))
+        for run in finished_of(runs).to_dict("records"):
+            key = (run["algorithm"], run["environment"], run["seed"])
+            if key in ours:
+                continue
+            cell = manifest["cells"][key[0]][key[1]]
+            n_expected = len(eval_steps(cell["n_timesteps"], cell["eval_freq"])) * cell["n_eval_episodes"]
+            if len(episodes.get(key, ())) != n_expected:
+                what = f"{self.output / RESULTS} lacks episodes of {' '.join(map(str, key))}"
+                raise ComparisonError(f"{what}: it can be reported, not continued; without its line in {RUNS} it is run again")
+            versions = {name: value for name, value in run.items() if name not in RUN_COLUMNS and value}
+            rows = episodes[key][COLUMNS[3:]].astype(object).to_numpy().tolist()
+            self._insert(key, [run["started"], float(run["wall_seconds"]), None], versions, rows)
 
     def unfinished(self, runs: list[Run]) -> list[Run]:
-        """
-        :param runs: Those of the comparison
-        :return: Those that are still to be executed
-        """
-        return [run for run in runs if not self.finished(run)]
-
-    def finished(self, run: Run) -> bool:
-        """
-        :param run: One of the comparison
-        :return: Whether its results are there, all of them
-        """
-        return (self.output / "runs" / run.folder).is_dir()
+        """:return: Those of a comparison's runs that are still to be executed"""
+        finished = set(finished_of(read_runs(self.output))[KEY].itertuples(index=False, name=None))
+        return [run for run in runs if (run.variant, run.env, run.seed) not in finished]
 
     def save(self, run: Run, outcome: dict[str, Any]) -> None:
         """
-        Write a run's folder, all of it or nothing: under ``runs``, or under ``failed`` if it raised.
+        Keep a run with its evaluations, or with its traceback if it failed, and bring the text up to date.
 
         :param run: What was trained
         :param outcome: What ``execute`` returned
         """
-        import yaml
-
-        files = {
-            "run.json": json.dumps({"run": plain(vars(run)), **{k: outcome.get(k) for k in _KEPT}}, indent=2) + "\n",
-            # The zoo's form: --conf-file takes it
-            "config.yml": yaml.safe_dump({run.env: {"n_timesteps": run.n_timesteps, **plain(run.hyperparams)}}),
-        }
-        if outcome.get("log"):
-            files["log.txt"] = outcome["log"]
-        failed = self.output / "failed" / run.folder
-        if outcome["error"]:
-            files["traceback.txt"] = outcome["error"]
-            self._write_folder(failed, files)
-            return
         episodes = [
-            (evaluation["step"], evaluation["train_seconds"], episode, value, length)
-            for evaluation in outcome["evaluations"]
+            [evaluation["step"], evaluation["train_seconds"], episode, value, length]
+            for evaluation in ([] if outcome["error"] else outcome["evaluations"])
             for episode, (value, length) in enumerate(zip(evaluation["returns"], evaluation["lengths"], strict=True))
         ]
-        files["evaluations.csv"] = _csv(("step", "train_seconds", "episode", "return", "length"), episodes)
-        self._write_folder(self.output / "runs" / run.folder, files)
-        shutil.rmtree(failed, ignore_errors=True)
+        record = [outcome.get("started"), outcome.get("wall_seconds"), outcome["error"]]
+        self._insert((run.variant, run.env, run.seed), record, outcome.get("versions", {}), episodes)
+        self.export()
 
-    def _write_folder(self, folder: Path, files: dict[str, str]) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished, doomed = self.output / ".tmp-unfinished", self.output / ".tmp-doomed"
-        with whole_folder(folder, unfinished, doomed):
-            for name, text in files.items():
-                with synced_file(unfinished / name) as file:
-                    file.write(text.encode())
+    def _insert(self, key: tuple[str, str, int], record: list[Any], versions: dict[str, str], rows: list[list[Any]]) -> None:
+        with self.db:
+            self.db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", [*key, *record, json.dumps(versions)])
+            self.db.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [[*key, *row] for row in rows])
+
+    def export(self) -> None:
+        """Write the text anew: each file is the old one or the new one, and ``runs.csv`` names no run that the other lacks."""
+        order = f"ORDER BY {', '.join(KEY)}"
+        results = pd.read_sql_query(f"SELECT * FROM results {order}, step, episode", self.db)
+        runs = pd.read_sql_query(f"SELECT * FROM runs {order}", self.db)
+        versions = pd.DataFrame([json.loads(text) for text in runs.pop("versions")], index=runs.index)
+        for name, table in {RESULTS: results, RUNS: runs.join(versions)}.items():
+            write_atomically(self.output / name, table.to_csv(index=False, lineterminator="\n"))
 
 
-_KEPT = ("started", "wall_seconds", "versions", "machine")
+def plain(value: Any) -> Any:
+    """:return: Hyperparameters as JSON can hold them: objects, which a Python file may have given, by their names"""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
 
 
-def _csv(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *rows])
-    return text.getvalue()
+def make_manifest(comparison: Comparison, runs: list[Run]) -> dict[str, Any]:
+    """:return: What ``comparison.json`` holds, of a request and its runs"""
+    cells: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        cell = plain(vars(run))
+        cells.setdefault(run.variant, {})[run.env] = {key: cell[key] for key in cell if key not in {"variant", "seed"}}
+    return {"format": FORMAT, "request": asdict(comparison), "cells": cells}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -187,9 +195,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ComparisonError(f"{folder} holds no comparison (no {MANIFEST} in it)") from error
     except (OSError, ValueError) as error:
         raise ComparisonError(f"cannot read {folder / MANIFEST} ({one_line(error)})") from error
-    if manifest.get("format") != 1:
-        raise ComparisonError(f"{folder / MANIFEST} was written by another version of sb3-pathwise")
+    if manifest.get("format") != FORMAT:
+        raise ComparisonError(f"{folder} holds a comparison of another version of sb3-pathwise, which this one cannot read")
     return manifest
+
+
+def _read(path: Path, columns: list[str], types: dict[str, type], **how: Any) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, **how).astype(types)
+    except FileNotFoundError:
+        return pd.DataFrame(columns=columns).astype(types)
+    except (OSError, ValueError, KeyError) as error:
+        raise ComparisonError(f"cannot read {path} ({one_line(error)})") from error
+
+
+def read_runs(folder: Path) -> pd.DataFrame:
+    """:return: The runs that have ended, as text: ``RUN_COLUMNS``, then versions; the error is empty if it finished"""
+    types: dict[str, type] = {**dict.fromkeys(RUN_COLUMNS, str), "seed": int}
+    return _read(folder / RUNS, RUN_COLUMNS, types, dtype=str, keep_default_na=False)
+
+
+def finished_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """:return: Of what ``read_runs`` gives, the runs that did not fail"""
+    return runs[runs["error"] == ""]
+
+
+def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """:return: What ``read_runs`` gives, and every episode of the finished runs, with ``COLUMNS``"""
+    runs, types = read_runs(folder), {"seed": int, "step": int, "train_seconds": float, "return": float, "length": float}
+    results = _read(folder / RESULTS, COLUMNS, types, float_precision="round_trip")
+    return runs, results.merge(finished_of(runs)[KEY], on=KEY)
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
@@ -203,80 +238,19 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     def refuse(what: str) -> None:
         raise ComparisonError(f"{folder} holds another comparison ({what}); choose another --output")
 
-    old_seeds, new_seeds = (set(Comparison(**manifest["request"]).seeds) for manifest in (old, new))
-    if not old_seeds <= new_seeds:
-        refuse(f"with seeds {min(old_seeds)} to {max(old_seeds)}, here {min(new_seeds)} to {max(new_seeds)}")
-    for variant, cells in old["cells"].items():
-        for env, cell in cells.items():
-            if env not in new["cells"].get(variant, {}):
-                refuse(f"with {variant} on {env}")
-            # Through JSON, as the old one was
-            there, here = cell, json.loads(json.dumps(new["cells"][variant][env]))
-            for key in sorted((there["hyperparams"] | here["hyperparams"]).keys()):
-                a, b = (values["hyperparams"].get(key, "the default") for values in (there, here))
-                if a != b:
-                    refuse(f"{key} of {variant} on {env} is {a} there, {b} here")
-            for key in sorted(there.keys() - {"hyperparams"}):
-                if there[key] != here[key]:
-                    refuse(f"{key} is {there[key]} there, {here[key]} here")
-
-
-def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """
-    :param folder: A comparison's
-    :return: One row per evaluation of the finished runs (``COLUMNS``), what is known of each of these runs, and the runs
-        that are missing, with ``error`` if they failed; in the order of the request
-    :raises ComparisonError: if a run's files cannot be read
-    """
-    manifest = read_manifest(folder)
-    evaluations: list[dict[str, Any]] = []
-    finished, missing = [], []
-    for env in manifest["request"]["envs"]:
-        for variant in manifest["request"]["algos"]:
-            for seed in Comparison(**manifest["request"]).seeds:
-                where = f"{slug(variant)}/{slug(env)}/seed_{seed}"
-                key = {"algorithm": variant, "environment": env, "seed": seed}
-                if not (folder / "runs" / where).is_dir():
-                    failure = folder / "failed" / where / "traceback.txt"
-                    missing.append({**key, "error": failure.read_text() if failure.exists() else None})
-                    continue
-                try:
-                    evaluations += [{**key, **row} for row in _read_evaluations(folder / "runs" / where / "evaluations.csv")]
-                    finished.append({**key, **json.loads((folder / "runs" / where / "run.json").read_text())})
-                except (OSError, ValueError, KeyError) as error:
-                    raise ComparisonError(
-                        f"cannot read {folder / 'runs' / where} ({one_line(error)}); remove that folder and compare again"
-                    ) from error
-    return evaluations, finished, missing
-
-
-def _read_evaluations(path: Path) -> list[dict[str, Any]]:
-    rows: dict[int, list[dict[str, str]]] = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            rows.setdefault(int(row["step"]), []).append(row)
-    evaluations = []
-    for step, episodes in rows.items():
-        returns = [float(row["return"]) for row in episodes]
-        mean = sum(returns) / len(returns)
-        evaluations.append(
-            {
-                "step": step,
-                "train_seconds": float(episodes[0]["train_seconds"]),
-                "return_mean": mean,
-                "return_std": (sum((value - mean) ** 2 for value in returns) / len(returns)) ** 0.5,
-                "length_mean": sum(int(row["length"]) for row in episodes) / len(episodes),
-            }
-        )
-    return evaluations
-
-
-def write_results(folder: Path) -> None:
-    """
-    Write ``results.csv`` from the finished runs.
-
-    :param folder: A comparison's
-    """
-    evaluations, _, _ = read_results(folder)
-    rows = [tuple(row[column] for column in COLUMNS) for row in evaluations]
-    write_atomically(folder / "results.csv", _csv(COLUMNS, rows))
+    old_seeds, new_seeds = (Comparison(**manifest["request"]).seeds for manifest in (old, new))
+    if not {*old_seeds} <= {*new_seeds}:
+        refuse(f"with seeds {old_seeds[0]} to {old_seeds[-1]}, here {new_seeds[0]} to {new_seeds[-1]}")
+    # Through JSON, as the old one was
+    cells = json.loads(json.dumps(new["cells"]))
+    for variant, env, there in ((variant, env, cell) for variant, row in old["cells"].items() for env, cell in row.items()):
+        if env not in cells.get(variant, {}):
+            refuse(f"with {variant} on {env}")
+        here = cells[variant][env]
+        for key in sorted(there["hyperparams"] | here["hyperparams"]):
+            a, b = (values["hyperparams"].get(key, "the default") for values in (there, here))
+            if a != b:
+                refuse(f"{key} of {variant} on {env} is {a} there, {b} here")
+        for key in sorted(there.keys() - {"hyperparams"}):
+            if there[key] != here[key]:
+                refuse(f"{key} is {there[key]} there, {here[key]} here")

@@ -54,8 +54,8 @@ EXTRA_MODULES = {
     *("rl_zoo3", "huggingface_hub", "huggingface_sb3", "optuna", "requests"),
     *("matplotlib", "seaborn", "pandas", "scipy", "rliable"),
     *("imageio_ffmpeg", "moviepy", "pygame"),
-    *("joblib", "rich", "tqdm"),
-    *("dask", "distributed"),
+    *("rich", "tqdm"),
+    *("dask", "distributed", "jinja2", "statsmodels"),
 }
 # What a wrong argument, file or environment ends in, as opposed to an error in the program
 MISTAKES = (AssertionError, ImportError, OSError, TypeError, ValueError, gym.error.Error)
