@@ -138,6 +138,28 @@ def test_results() -> None:
         assert row["final return"] == f"{np.mean(sorted(of_seeds.values())[1:-1]):.1f}"
 
 
+def test_critics_on_pendulum() -> None:
+    measured = {critic: final_returns("critics", 5000) for critic in ("twin", "quantile", "batch_renorm")}
+    measured["categorical"] = final_returns("critics-categorical", 5000)
+    rows = table("| critic | key | seed 0 |")
+    assert len(rows) == 8
+    for row in rows:
+        critic, key = row["critic"].strip('`"'), row["key"].strip("`")
+        assert CRITIC_OF.get(key, critic) == critic
+        assert [row[f"seed {seed}"] for seed in range(3)] == [f"{measured[critic][key, str(seed)]:.1f}" for seed in range(3)]
+
+
+def test_mujoco() -> None:
+    results = pd.read_csv(ROOT / "examples" / "figures" / "crossq" / "results.csv")
+    measured = results[results["step"] >= 80_000].groupby(["algorithm", "environment", "seed"])["return"].mean()
+    shown = {
+        (row["algorithm"].strip("`"), row["task"], seed): row[f"seed {seed}"]
+        for row in table("| algorithm | task | seed 0 |")
+        for seed in range(3)
+    }
+    assert {key: value for key, value in shown.items() if value != "-"} == {k: f"{v:,.1f}" for k, v in measured.items()}
+
+
 def test_keys_of_the_zoo() -> None:
     shown = {row["key"].strip("`"): row for row in table("| key | algorithm |")}
     assert shown.keys() == ALGORITHMS.keys()

@@ -116,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="Pendulum-v1, 1 thread, 3 turns of 12 steps: a minute of CPU time"
     )
     parser.add_argument("--output", type=Path, default=Path("bench"), metavar="FOLDER", help="default: bench")
-    parser.add_argument("--table", type=Path, metavar="JSON", help="measure nothing, print this report as README has it")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="measure nothing, print this report as a table of Markdown")
     parser.add_argument("--memory-of", nargs=2, metavar=("ALGO", "ENV"), help=argparse.SUPPRESS)
     return parser
 

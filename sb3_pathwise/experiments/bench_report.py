@@ -50,7 +50,7 @@ def _ratio(value: float | None, reference: float | None) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """:return: The table of all ratios, as the README has it"""
+    """:return: The table of all ratios in Markdown"""
     heading, *lines = overview(report)
     rows = [heading, ["---"] * len(heading), *([f"`{algo}`", *cells] for algo, *cells in lines)]
     return "\n".join([f"{caption(report)}:", "", *(f"| {' | '.join(row)} |" for row in rows)])
