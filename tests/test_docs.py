@@ -30,6 +30,7 @@ from sb3_pathwise.critics import Critic
 from sb3_pathwise.experiments.compare import comparison_of, make_parser
 from sb3_pathwise.guards import causes, finite, scale, traps
 from sb3_pathwise.zoo import cli
+from sb3_pathwise.zoo.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -59,7 +60,7 @@ def test_languages_of_code() -> None:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Trainings take a few dozen steps, an update among them, evaluations one episode, and files land in a folder."""
     learn, evaluate = OffPolicyAlgorithm.learn, evaluation.evaluate_policy
 
@@ -73,9 +74,11 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(evaluation, "evaluate_policy", lambda *args, **kwargs: evaluate(*args, **kwargs | once))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "examples")
-    # What a page registers is gone afterwards
-    monkeypatch.setattr("rl_zoo3.ALGOS", dict(ALGOS))
-    return tmp_path
+    before = set(ALGOS)
+    yield tmp_path
+    # What a page registers of its own is gone afterwards
+    for algo in ALGOS.keys() - before - ALGORITHMS.keys():
+        del ALGOS[algo]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
