@@ -169,9 +169,9 @@ def improvements(statistics: Statistics, environment: str, looks: dict[str, Styl
     axes.axvline(50, color=GREY, linewidth=1)
     for row, other in enumerate(others[::-1]):
         found = statistics.find_duel(environment, leader, other)
-        # One sample, seen twice, has no interval of its own
-        ends = [None if end is None or found.equal else 100 * end for end in found.improvement[1:]]
-        _interval(axes, row, Estimate(100 * found.improvement.point, *ends), looks[leader])
+        point, *ends = found.improvement
+        per_cent = Estimate(100 * point, *(None if end is None else 100 * end for end in ends))
+        _interval(axes, row, per_cent, looks[leader])
     _rows(axes, names)
     axes.set_xlim(0, 101)
     axes.set_xlabel("probability of improvement, %")

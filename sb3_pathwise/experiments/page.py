@@ -175,8 +175,7 @@ def duel_table(statistics: Statistics, score: str) -> pd.DataFrame:
         if found.score == score and found.environment != ALL:
             text_of = numbers(statistics.ranking(found.environment, score).values())
             gap = f"{text_of(found.difference.point)} {interval(found.difference, text_of)}"
-            # One sample, seen twice, has no interval of its own
-            improvement = percent(Estimate(0.5) if found.equal else found.improvement)
+            improvement = percent(found.improvement)
             row = {"environment": found.environment, "ahead": found.first, "behind": found.second}
             row |= {"difference": SAME if found.equal else gap, "probability of improvement": " ".join(improvement).strip()}
             row |= {"after Holm's correction": p_value(found.p_holm), "more than chance": "yes" if found.decided else ""}

@@ -73,7 +73,7 @@ class Duel:
     def decided(self) -> bool:
         """Whether the difference is more than chance explains, by Welch's test; over all environments, by the improvement"""
         if self.environment == ALL:
-            return not self.equal and self.improvement.low is not None and self.improvement.low > 0.5
+            return self.improvement.low is not None and self.improvement.low > 0.5
         return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
 
 
@@ -143,7 +143,9 @@ def duel(environment: str, score: str, ours: dict[str, np.ndarray], first: str, 
         return np.append(interquartile_mean(a) - interquartile_mean(b), probability_of_improvement(a, b))
 
     gap, improvement = estimates(difference_and_improvement, x, y)
-    found = Duel(environment, score, first, second, gap, improvement, np.array_equal(x, y))
+    equal = np.array_equal(x, y)
+    # One sample, seen twice, has no interval of its own
+    found = Duel(environment, score, first, second, gap, Estimate(improvement.point) if equal else improvement, equal)
     if environment == ALL or not found.testable:
         return found
     p_rank = scipy.stats.mannwhitneyu(x.ravel(), y.ravel(), alternative="two-sided").pvalue
