@@ -82,10 +82,12 @@ def _stored(model: SAC, field: str) -> np.ndarray | None:
     """
     Whether each transition of the replay buffer, of each environment, is finite in a field; ``None`` if that is not known.
     """
+    if not is_readable(model):
+        return None
     buffer: Any = model.replay_buffer
     # With optimize_memory_usage, next observations are the observations of the next row
-    arrays: Any = getattr(buffer, field, getattr(buffer, "observations", None) if field == "next_observations" else None)
-    if arrays is None or not is_readable(model):
+    arrays: Any = getattr(buffer, field, buffer.observations if field == "next_observations" else None)
+    if arrays is None:
         return None
     size = buffer.size()
     parts = arrays.values() if isinstance(arrays, dict) else [arrays]

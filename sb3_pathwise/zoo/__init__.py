@@ -16,7 +16,7 @@ What rl_zoo3 2.9 does not do for an algorithm from outside, and who does it:
   ``register(replay_buffer=False)``.
 - ``push_to_hub`` and ``load_from_hub`` with the libraries that it can be installed with: ``hub.mended_hub``.
 - Scores of MuJoCo tasks and of Pendulum-v1 enter ``plot_from_file --rliable`` as they are, with a warning: nobody's
-  reference scores are shipped. ``sb3-pathwise report`` makes its statistics per environment.
+  reference scores are shipped with rl_zoo3. ``sb3-pathwise report`` has references for five MuJoCo tasks, or yours.
 - ``-optimize`` replaces the ``policy_kwargs`` of the configuration file by those that it samples, as for SAC, and ``-params``
   by those of the command line: a policy's distribution cannot be held fixed by the file. The critic that a key names stays:
   ``registry.with_critic``. A model to go on with (``-i``) or to play has the critic that it was trained with.
