@@ -12,7 +12,7 @@ which the pathwise route never sees, however many samples it takes, and which th
 `MixedAC` trusts the estimate that does not vary, and that is the constant zero. A critic that is given the lever's position
 instead, as SAC's is, blurs the steps, and gives the pathwise route a slope to follow: it is trained beside the other.
 
-    python examples/gearbox.py               # some minutes; needs `pip install -e '.[extra]'`
+    python examples/gearbox.py               # some minutes; needs `pip install -e '.[plots]'`
     python examples/gearbox.py --plot        # table and figure from the CSVs alone
 
 Writes `returns.csv`, a row as each training ends (none is done again while it is there), `gradients.csv` and `gearbox.png`.
@@ -129,8 +129,6 @@ CRITIC_NAMES = {"gear": "critic given the gear", "twin": "critic given the lever
 GRID = [("gear", route) for route in ("likelihood_ratio", "pathwise", "mixed")]
 GRID += [("twin", route) for route in ("likelihood_ratio", "pathwise")]
 FIGURES = Path(__file__).parent / "figures" / "gearbox"
-# Student's t, 97.5 %, by degrees of freedom
-T = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def train(route: str, critic: str, seed: int, timesteps: int) -> ActorCritic:
@@ -269,12 +267,15 @@ def intervals(path: Path) -> dict[tuple[str, str], tuple[list[float], float, flo
     """
     :return: by critic and route the returns of all seeds, their mean, and half its 95 % interval, of three seeds or more
     """
+    from scipy.stats import t
+
     returns: dict[tuple[str, str], list[float]] = {}
     for row in read_csv(path):
         returns.setdefault((row["critic"], row["route"]), []).append(float(row["return"]))
     found = {}
     for key, values in sorted(returns.items()):
-        half = T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 2 else math.nan
+        n = len(values)
+        half = t.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 2 else math.nan
         found[key] = (values, statistics.fmean(values), half)
     return found
 
