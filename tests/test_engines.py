@@ -227,7 +227,7 @@ def test_one_update_in_single_precision(make_filled: MakeModel, cls: type[SAC], 
     assert (ours - theirs).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("cls, critic", CRITICS_OF_ROUTES[::2])
+@pytest.mark.parametrize("cls, critic", CRITICS_OF_ROUTES)
 def test_half_precision_is_close(make_filled: MakeModel, cls: type[SAC], critic: str) -> None:
     model = train(make_filled(cls, policy_kwargs={"critic": critic}), 100)
     low = copy.deepcopy(model)
@@ -241,7 +241,7 @@ def test_half_precision_is_close(make_filled: MakeModel, cls: type[SAC], critic:
         assert th.cosine_similarity(*grads, dim=0) > 0.99, name
         losses = [one.logger.name_to_value[f"train/{name}_loss"] for one in (model, low)]
         assert losses[1] == pytest.approx(losses[0], rel=0.02, abs=0.01) and losses[0] != losses[1]
-    train(low, 100)
+    train(low, 200)
     assert all(th.isfinite(tensor).all() for tensor in state(low).values())
 
 
