@@ -36,10 +36,6 @@ Notify = Callable[[int], bool]
 PACKAGES = ("sb3-pathwise", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "mujoco", "box2d", "torch", "numpy")
 
 
-class StoppedEarlyError(RuntimeError):
-    """Training ended before the last step, so that the run has no final score."""
-
-
 class EvaluateAtSteps(BaseCallback):
     """
     Evaluate the deterministic policy at given steps, always on the same episodes.
@@ -205,7 +201,7 @@ def _train(run: Run, notify: Notify) -> list[dict[str, Any]]:
     finally:
         manager.evaluate.eval_env.close()
     if manager.evaluate.pending:
-        raise StoppedEarlyError(f"training ended after {model.num_timesteps} of {run.n_timesteps} steps")
+        raise RuntimeError(f"training ended after {model.num_timesteps} of {run.n_timesteps} steps")
     return manager.evaluate.evaluations
 
 
