@@ -26,7 +26,7 @@ import distributed
 import pytest
 
 from sb3_pathwise.experiments import store as store_module
-from sb3_pathwise.experiments.cluster import Cluster
+from sb3_pathwise.experiments.cluster import connected
 from sb3_pathwise.experiments.compare import comparison_of, main, make_parser, print_failures
 from sb3_pathwise.experiments.grid import Comparison, Run, parse_variant
 from sb3_pathwise.experiments.progress import Display
@@ -71,11 +71,9 @@ def small_run(**changes: Any) -> Run:
 
 def outcome_of(*values: float) -> dict[str, Any]:
     """What ``execute`` would return, with evaluations of these returns."""
-    evaluations = [
-        {"step": 20 * k, "train_seconds": k / 3, "returns": [v, -v], "lengths": [10, 9]} for k, v in enumerate(values)
-    ]
+    episodes = [(20 * k, k / 3, n, sign * value, 10) for k, value in enumerate(values) for n, sign in enumerate((1, -1))]
     versions = {"python": "3.11", "torch": "2.13"}
-    return {"evaluations": evaluations, "error": None, "started": "2026-11-25", "wall_seconds": 0.1, "versions": versions}
+    return {"episodes": episodes, "error": None, "started": "2026-11-25", "wall_seconds": 0.1, "versions": versions}
 
 
 @pytest.fixture(scope="module")
@@ -262,18 +260,18 @@ def test_returns_depend_on_the_run_alone(finished: Path) -> None:
     # In this process, after other runs and in another order than the comparison's
     execute(small_run(seed=7), lambda steps: True)
     outcome = execute(small_run(), lambda steps: True)
-    here = [value for evaluation in outcome["evaluations"] for value in evaluation["returns"]]
     there = returns(finished)
-    assert here == [float(there["sac", "Reach-v0", "1", str(step), k]) for step in (0, 20, 40, 60) for k in "01"]
+    assert [value for _, _, _, value, _ in outcome["episodes"]] == [
+        float(there["sac", "Reach-v0", "1", str(step), k]) for step in (0, 20, 40, 60) for k in "01"
+    ]
 
 
 def test_evaluations_leave_training_alone() -> None:
-    often = execute(small_run(eval_freq=7, n_eval_episodes=3), lambda steps: True)["evaluations"]
-    seldom = execute(small_run(eval_freq=60, n_eval_episodes=3), lambda steps: True)["evaluations"]
-    assert [evaluation["step"] for evaluation in often] == [0, 7, 14, 21, 28, 35, 42, 49, 56, 60]
-    assert [evaluation["step"] for evaluation in seldom] == [0, 60]
-    assert [often[0]["returns"], often[-1]["returns"]] == [evaluation["returns"] for evaluation in seldom]
-    assert often[0]["returns"] != often[-1]["returns"]
+    often, seldom = (execute(small_run(eval_freq=freq), lambda steps: True)["episodes"] for freq in (7, 60))
+    assert [step for step, *_ in often[::2]] == [0, 7, 14, 21, 28, 35, 42, 49, 56, 60]
+    first, second, third, fourth = ((step, episode, value) for step, _, episode, value, _ in seldom)
+    assert [first, second, third, fourth] == [(s, k, value) for s, _, k, value, _ in often if s in (0, 60)]
+    assert first[2] != third[2]
 
 
 def test_a_variant_keeps_the_critic_of_its_key(tmp_path: Path) -> None:
@@ -288,7 +286,7 @@ def test_evaluations_of_several_environments_that_are_normalised() -> None:
     manager, model = build(small_run(variant="ppo", algo="ppo", hyperparams=policy, n_timesteps=50, eval_freq=20))
     manager.learn(model)
     # Three steps at a time do not shift the points of evaluation
-    assert [evaluation["step"] for evaluation in manager.evaluate.evaluations] == [0, 20, 40, 50]
+    assert [step for step, *_ in manager.evaluate.episodes[::2]] == [0, 20, 40, 50]
     # The evaluation environments see what the policy was trained on
     assert manager.evaluate.eval_env.obs_rms.count > 50  # type: ignore[attr-defined]
 
@@ -466,10 +464,11 @@ def test_progress(is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: py
         for steps in range(0, 1000, 100):
             display.tick({0: steps, 1: steps // 2})
             time.sleep(0.02)
-        display.finish(0, outcome_of(-12.34) | {"wall_seconds": 5.0})
+        episodes = [(0, 0.0, 0, -99.0, 10), (1000, 4.0, 0, -12.0, 10), (1000, 4.0, 1, -13.0, 10)]
+        display.finish(0, outcome_of() | {"episodes": episodes, "wall_seconds": 5.0})
         display.finish(1, outcome_of() | {"error": "Traceback"})
         display.tick({0: 1000, 1: 600, 2: 10})
-    lines = "[2/4] sac on Reach-v0, seed 0: final return 0.0 in 5.0 s\n[2/4] sac on Reach-v0, seed 1: failed\n"
+    lines = "[2/4] sac on Reach-v0, seed 0: final return -12.5 in 5.0 s\n[2/4] sac on Reach-v0, seed 1: failed\n"
     assert capsys.readouterr().out == lines
     shown = ("1/4 runs", "2/4 runs", "sac on Reach-v0, seed 1:", " steps/s", "00:0") if is_terminal else ()
     assert all(text in bars.getvalue() for text in shown) and bool(bars.getvalue()) == is_terminal
@@ -521,8 +520,8 @@ def n_executing(dask_worker: Any) -> int:
 
 
 def test_jobs_are_processes_of_one_thread() -> None:
-    with Cluster(3, None, print) as workers:
-        assert list(workers._client.nthreads().values()) == [1, 1, 1]
+    with connected(3, None) as client:
+        assert list(client.nthreads().values()) == [1, 1, 1]
 
 
 def test_a_worker_of_several_threads_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

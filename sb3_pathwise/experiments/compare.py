@@ -11,6 +11,7 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from tqdm import tqdm
@@ -68,10 +69,10 @@ def main(argv: list[str] | None = None) -> int:
         store.check(comparison, runs)
         todo = store.unfinished(runs)
         check_buildable(todo)
-        workers = cluster.Cluster(min(args.jobs, len(todo)), args.scheduler, tqdm.write)
         # A cluster that is not needed need not be there
-        with workers if todo else contextlib.nullcontext(), store.opened(comparison, runs):
-            failures = compare(runs, store, workers)
+        workers = cluster.connected(min(args.jobs, len(todo)), args.scheduler) if todo else contextlib.nullcontext()
+        with workers as client, store.opened(comparison, runs):
+            failures = compare(runs, store, client)
         if not args.no_report and len(failures) < len(runs):
             print_report(write_report(args.output), Console(soft_wrap=True))
     except ComparisonError as error:
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def compare(runs: list[Run], store: Store, workers: cluster.Cluster) -> list[tuple[Run, str]]:
+def compare(runs: list[Run], store: Store, client: Any) -> list[tuple[Run, str]]:
     """
     Execute the runs that are not finished, and keep each as soon as it is.
 
@@ -101,11 +102,12 @@ def compare(runs: list[Run], store: Store, workers: cluster.Cluster) -> list[tup
     errors: dict[int, str] = {}
     if todo:
         with Display(todo, len(runs) - len(todo)) as display:
-            for index, outcome in workers.outcomes(todo, display.tick):
-                store.save(todo[index], outcome)
-                if outcome["error"]:
-                    errors[index] = outcome["error"]
-                display.finish(index, outcome)
+            with contextlib.closing(cluster.outcomes(client, todo, display.tick, tqdm.write)) as outcomes:
+                for index, outcome in outcomes:
+                    store.save(todo[index], outcome)
+                    if outcome["error"]:
+                        errors[index] = outcome["error"]
+                    display.finish(index, outcome)
     return [(todo[index], errors[index]) for index in sorted(errors)]
 
 

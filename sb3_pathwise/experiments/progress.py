@@ -57,5 +57,6 @@ class Display:
         what = "failed"
         if not outcome["error"]:
             self.n_done += 1
-            what = f"final return {fmean(outcome['evaluations'][-1]['returns']):.1f} in {outcome['wall_seconds']:.1f} s"
+            last = fmean(value for step, _, _, value, _ in outcome["episodes"] if step == outcome["episodes"][-1][0])
+            what = f"final return {last:.1f} in {outcome['wall_seconds']:.1f} s"
         tqdm.write(f"[{self.n_done}/{self.n_all}] {self.runs[index].label}: {what}")

@@ -139,16 +139,11 @@ class Store:
         :param run: What was trained
         :param outcome: What ``execute`` returned
         """
-        episodes = [
-            [evaluation["step"], evaluation["train_seconds"], episode, value, length]
-            for evaluation in ([] if outcome["error"] else outcome["evaluations"])
-            for episode, (value, length) in enumerate(zip(evaluation["returns"], evaluation["lengths"], strict=True))
-        ]
         record = [outcome.get("started"), outcome.get("wall_seconds"), outcome["error"]]
-        self._insert((run.variant, run.env, run.seed), record, outcome.get("versions", {}), episodes)
+        self._insert((run.variant, run.env, run.seed), record, outcome.get("versions", {}), outcome["episodes"])
         self.export()
 
-    def _insert(self, key: tuple[str, str, int], record: list[Any], versions: dict[str, str], rows: list[list[Any]]) -> None:
+    def _insert(self, key: tuple[str, str, int], record: list[Any], versions: dict[str, str], rows: list[Any]) -> None:
         with self.db:
             self.db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", [*key, *record, json.dumps(versions)])
             self.db.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [[*key, *row] for row in rows])
