@@ -8,7 +8,6 @@ import ast
 import contextlib
 import difflib
 import importlib
-import inspect
 import io
 import re
 import shlex
@@ -20,19 +19,7 @@ from typing import Any
 # Fewer runs than this leave a bootstrap nothing to resample
 MIN_SEEDS = 3
 
-# What rl_zoo3 takes out of a YAML entry before the rest goes to the algorithm's constructor
-ZOO_KEYS = frozenset(
-    "n_envs normalize env_wrapper vec_env_wrapper frame_stack callback monitor_kwargs noise_type noise_std".split()
-)
 ALGOS_HELP = "zoo keys of SB3, sb3-contrib or sb3-pathwise, or variants such as likelihood_ratio_ac:n_action_samples=32"
-# What compare itself decides, and the argument that decides it
-OWN_KEYS = {
-    "n_timesteps": "--timesteps",
-    "seed": "--seeds and --first-seed",
-    "device": "--device",
-    "env": "--envs",
-    "env_kwargs": "--env-kwargs",
-}
 
 
 class ComparisonError(Exception):
@@ -190,11 +177,9 @@ class Comparison:
         eval_env_kwargs = parse_assignments(self.eval_env_kwargs, ":", "--eval-env-kwargs")
         params = parse_assignments(self.params, ":", "-params")
         variants = {variant: parse_variant(variant) for variant in self.algos}
-        for variant, (algo, overrides) in variants.items():
+        for algo, _ in variants.values():
             if algo not in algos:
                 raise ComparisonError(f"unknown algorithm '{algo}'{closest(algo, algos)} (known: {', '.join(sorted(algos))})")
-            check_overrides(algos[algo], algo, params, "-params")
-            check_overrides(algos[algo], algo, overrides, f"algorithm '{variant}'")
         import gymnasium as gym
 
         for env in self.envs:
@@ -254,18 +239,6 @@ def load_algorithms(gym_packages: list[str]) -> dict[str, Any]:
         except Exception as error:
             raise ComparisonError(f"--gym-packages: cannot import {package} ({one_line(error)})") from error
     return ALGOS
-
-
-def check_overrides(algo_class: type, algo: str, overrides: dict[str, Any], argument: str) -> None:
-    """Raise ``ComparisonError`` if a hyperparameter is unknown to algorithm and zoo, or compare's own."""
-    parameters = inspect.signature(algo_class).parameters
-    known = (ZOO_KEYS | parameters.keys()) - OWN_KEYS.keys() - {"verbose", "tensorboard_log", "_init_setup_model"}
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for key in overrides:
-        if key in OWN_KEYS:
-            raise ComparisonError(f"{argument}: '{key}' is set by {OWN_KEYS[key]}, for all runs alike")
-        if key not in known and not open_ended:
-            raise ComparisonError(f"{argument}: {algo} has no argument '{key}'{closest(key, known)}")
 
 
 def configuration_files(conf_files: list[str], algos: set[str]) -> dict[str, str | None]:
