@@ -1,5 +1,5 @@
 """
-Environments of a few steps for the tests of comparisons, one of which raises and two of which kill their process.
+Environments of a few steps for the tests of comparisons, one of which raises and one of which kills its process.
 
 It is a module of its own because the processes that train import it by name (``--gym-packages comparison_envs``).
 """
@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-EPISODE_STEPS = 10
 HELD_SEED = 2
 
 
@@ -25,17 +24,25 @@ class ReachEnv(gym.Env):
     :param seconds: How long a step takes
     :param reward_scale: What the reward is multiplied with
     :param hold: A path; while a file is there, training with ``HELD_SEED`` does not begin, and says so in ``<hold>-reached``
+    :param mishap: In the middle of the training, ``raise``, or ``die``: the process is killed
+    :param marker: A path; the mishap happens unless a file is there, which then is; empty: every time
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, noise: float = 0.1, seconds: float = 0.0, reward_scale: float = 1.0, hold: str = "") -> None:
+    def __init__(
+        self,
+        noise: float = 0.1,
+        seconds: float = 0,
+        reward_scale: float = 1,
+        hold: str = "",
+        mishap: str = "",
+        marker: str = "",
+    ) -> None:
         self.observation_space = gym.spaces.Box(-10.0, 10.0, (1,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.noise = noise
-        self.seconds = seconds
-        self.reward_scale = reward_scale
-        self.hold = hold
+        self.noise, self.seconds, self.reward_scale, self.hold = noise, seconds, reward_scale, hold
+        self.mishap, self.marker = mishap, marker
         self.n_steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -45,43 +52,21 @@ class ReachEnv(gym.Env):
             while Path(self.hold).exists():
                 time.sleep(0.02)
         self.position = self.np_random.uniform(-3.0, 3.0)
-        return self._observation(), {}
+        return np.array([self.position], dtype=np.float32), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         time.sleep(self.seconds)
-        self.n_steps += 1
-        self.position = float(np.clip(self.position + action[0] + self.noise * self.np_random.normal(), -10.0, 10.0))
-        return self._observation(), -self.reward_scale * self.position**2, False, False, {}
-
-    def _observation(self) -> np.ndarray:
-        return np.array([self.position], dtype=np.float32)
-
-
-class MishapEnv(ReachEnv):
-    """
-    Something happens in the middle of the training, unless the file at ``marker`` exists, which it then does.
-
-    :param marker: A path; empty: it happens every time
-    :param mishap: ``raise``, or ``die``: the process is killed
-    :param noise: As for ``ReachEnv``
-    """
-
-    def __init__(self, marker: str = "", mishap: str = "raise", noise: float = 0.1) -> None:
-        super().__init__(noise)
-        self.marker = marker
-        self.mishap = mishap
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         # Evaluations play a few episodes only
-        if self.n_steps == 45 and not (self.marker and Path(self.marker).exists()):
+        if self.mishap and self.n_steps == 45 and not (self.marker and Path(self.marker).exists()):
             if self.marker:
                 Path(self.marker).touch()
             if self.mishap == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("the point fell off the line")
-        return super().step(action)
+        self.n_steps += 1
+        self.position = float(np.clip(self.position + action[0] + self.noise * self.np_random.normal(), -10.0, 10.0))
+        return np.array([self.position], dtype=np.float32), -self.reward_scale * self.position**2, False, False, {}
 
 
-gym.register("Reach-v0", entry_point=ReachEnv, max_episode_steps=EPISODE_STEPS)
-gym.register("Faulty-v0", entry_point=MishapEnv, max_episode_steps=EPISODE_STEPS)
-gym.register("Deadly-v0", entry_point=MishapEnv, max_episode_steps=EPISODE_STEPS, kwargs={"mishap": "die"})
+for name, mishap in {"Reach-v0": "", "Faulty-v0": "raise", "Deadly-v0": "die"}.items():
+    gym.register(name, entry_point=ReachEnv, max_episode_steps=10, kwargs={"mishap": mishap})

@@ -14,8 +14,8 @@ from rich.table import Table
 from sb3_pathwise.experiments.bench_measure import IMPLEMENTATIONS, PARTS, REFERENCE
 from sb3_pathwise.experiments.palette import MARKERS, colour
 
-# Okabe and Ito's
-PART_COLOURS = ("#56B4E9", "#F0E442", "#009E73", "#0072B2", "#999999")
+# Greys: colours are the algorithms'
+PART_COLOURS = ("#EDEDED", "#CFCFCF", "#B0B0B0", "#8A8A8A", "#666666")
 
 
 def caption(report: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -98,124 +98,110 @@ class Progress:
         return task is not None and task.state == "executing"
 
 
-class Cluster:
+@contextlib.contextmanager
+def connected(jobs: int, address: str | None) -> Iterator[Any]:
     """
-    Executes runs, each in a process of its own. A run whose process dies is given to another one. Used as a context; leaving
-    it stops whatever is still being executed.
+    A client of a Dask cluster, whose processes are stopped in the end if they are this machine's.
 
     :param jobs: Processes on this machine
     :param address: Of the scheduler of another cluster, which is used instead
-    :param notify: Told, in a line, of a worker that is lost
-    :raises ComparisonError: on entering, if there is no such scheduler, or its workers are not fit
+    :raises ComparisonError: if there is no such scheduler, or its workers are not fit
     """
+    import dask
+    from distributed import Client, LocalCluster
 
-    def __init__(self, jobs: int, address: str | None, notify: Callable[[str], None]) -> None:
-        self.jobs = jobs
-        self.address = address
-        self._notify = notify
-        self._pending: dict[Any, int] = {}
-        # Of this start alone, for what workers still say of an earlier one must not be heard; and Dask's own, of what happens
-        self._topics = (f"sb3-pathwise-{uuid.uuid4()}", "all")
-
-    def __enter__(self) -> "Cluster":
-        import dask
-        from distributed import Client, LocalCluster
-
-        with contextlib.ExitStack() as stack:
-            target: Any = self.address
-            if self.address is None:
-                quiet = {
-                    "silence_logs": logging.CRITICAL,
-                    "dashboard_address": "127.0.0.1:0",
-                    "worker_dashboard_address": None,
-                }
-                with _interrupts_held_back(), dask.config.set(CONFIG):
-                    target = LocalCluster(n_workers=self.jobs, threads_per_worker=1, processes=True, memory_limit=0, **quiet)
-                stack.enter_context(target)
-            try:
-                self._client = stack.enter_context(Client(target, timeout=CONNECT_SECONDS, set_as_default=False))
-            except (OSError, TimeoutError, ValueError) as error:
-                what = f"no Dask scheduler answers at {self.address} ({one_line(error)})"
-                raise ComparisonError(f"--scheduler: {what}") from error
-            if self.address:
-                self._check_workers()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        # ValueError: nothing was executed, so that nobody listens
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
-            for topic in self._topics:
-                self._client.unsubscribe_topic(topic)
-            # Runs that have begun see it, and stop
-            self._client.cancel(list(self._pending), force=True)
-        self._pending.clear()
-        self._stack.close()
-
-    def _check_workers(self) -> None:
-        threads = self._client.nthreads()
-        for worker, number in threads.items():
-            if number > 1:
+    with contextlib.ExitStack() as stack:
+        target: Any = address
+        if address is None:
+            size: dict[str, Any] = {"n_workers": jobs, "threads_per_worker": 1, "processes": True, "memory_limit": 0}
+            quiet = {"silence_logs": logging.CRITICAL, "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": None}
+            with _interrupts_held_back(), dask.config.set(CONFIG):
+                target = stack.enter_context(LocalCluster(**size, **quiet))
+        try:
+            client = stack.enter_context(Client(target, timeout=CONNECT_SECONDS, set_as_default=False))
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ComparisonError(f"--scheduler: no Dask scheduler answers at {address} ({one_line(error)})") from error
+        for worker, threads in client.nthreads().items():
+            if threads > 1:
                 raise ComparisonError(
-                    f"--scheduler: worker {worker} has {number} threads, but runs in one process would share their random "
-                    f"numbers; start it with --nthreads 1 --nworkers {number}"
+                    f"--scheduler: worker {worker} has {threads} threads, but runs in one process would share their random "
+                    f"numbers; start it with --nthreads 1 --nworkers {threads}"
                 )
         try:
-            self._client.run(_probe)
+            client.run(_probe)
         except ImportError as error:
             raise ComparisonError(f"--scheduler: a worker lacks a package ({one_line(error)})") from error
+        yield client
 
-    def outcomes(self, runs: list[Run], tick: Callable[[dict[int, int]], None]) -> Iterator[tuple[int, Outcome]]:
-        """
-        Never more runs than workers are handed out: Dask blames the death of a worker on everything that waits there.
 
-        :param runs: To execute
-        :param tick: Called every ``POLL_SECONDS`` with the steps of each begun run, by its place in ``runs``
-        :return: The place of each run and its outcome, as they finish
-        :raises ComparisonError: if the scheduler is lost
-        """
-        from sb3_pathwise.experiments.run import execute
+def outcomes(
+    client: Any, runs: list[Run], tick: Callable[[dict[int, int]], None], notify: Callable[[str], None]
+) -> Generator[tuple[int, Outcome], None, None]:
+    """
+    Execute runs, each in a process of its own; one whose process dies is given to another. Closing this stops them.
 
-        steps: dict[int, int] = {}
-        queue, next_look, n_workers = list(range(len(runs))), 0.0, 1
-        run_of: dict[str, Run] = {}
+    Never more than there are workers are handed out: Dask blames the death of a worker on everything that waits there.
 
-        def note_loss(event: tuple[float, Any]) -> None:
-            _, message = event
-            if isinstance(message, dict) and message.get("action") == "remove-worker":
-                if labels := "; ".join(run_of[key].label for key in message["processing-tasks"] if key in run_of):
-                    self._notify(f"Lost the worker {message['worker']}. Dask gives what it had to another one: {labels}")
+    :param client: What ``connected`` gives
+    :param runs: To execute
+    :param tick: Called every ``POLL_SECONDS`` with the steps of each begun run, by its place in ``runs``
+    :param notify: Told, in a line, of a worker that is lost
+    :return: The place of each run and its outcome, as they finish
+    :raises ComparisonError: if the scheduler is lost
+    """
+    from sb3_pathwise.experiments.run import execute
 
-        for topic, handler in zip(self._topics, (lambda event: steps.update([event[1]]), note_loss), strict=True):
-            self._client.subscribe_topic(topic, handler)
-        while queue or self._pending:
+    steps: dict[int, int] = {}
+    queue, next_look, n_workers = list(range(len(runs))), 0.0, 1
+    pending: dict[Any, int] = {}
+    run_of: dict[str, Run] = {}
+    # Of this start alone, for what workers still say of an earlier one must not be heard
+    topic = f"sb3-pathwise-{uuid.uuid4()}"
+
+    def note_loss(event: tuple[float, Any]) -> None:
+        _, message = event
+        if isinstance(message, dict) and message.get("action") == "remove-worker":
+            if labels := "; ".join(run_of[key].label for key in message["processing-tasks"] if key in run_of):
+                notify(f"Lost the worker {message['worker']}. Dask gives what it had to another one: {labels}")
+
+    client.subscribe_topic(topic, lambda event: steps.update([event[1]]))
+    # Dask's own, of what happens
+    client.subscribe_topic("all", note_loss)
+    try:
+        while queue or pending:
             if queue and time.monotonic() > next_look:
-                n_workers, next_look = max(1, len(self._client.nthreads())), time.monotonic() + REPORT_SECONDS
-            while queue and len(self._pending) < n_workers:
+                n_workers, next_look = max(1, len(client.nthreads())), time.monotonic() + REPORT_SECONDS
+            while queue and len(pending) < n_workers:
                 index = queue.pop(0)
                 key = f"{runs[index].label}-{uuid.uuid4()}"
                 run_of[key] = runs[index]
-                future = self._client.submit(execute, runs[index], Progress(self._topics[0], index), key=key, pure=False)
-                self._pending[future] = index
-            done = [future for future in self._pending if future.done()]
+                pending[client.submit(execute, runs[index], Progress(topic, index), key=key, pure=False)] = index
+            done = [future for future in pending if future.done()]
             for future in done:
-                yield self._pending.pop(future), self._outcome(future)
+                yield pending.pop(future), _outcome(future)
             tick(dict(steps))
             if not done:
                 time.sleep(POLL_SECONDS)
+    finally:
+        with contextlib.suppress(OSError, TimeoutError):
+            client.unsubscribe_topic(topic)
+            client.unsubscribe_topic("all")
+            # Runs that have begun see it, and stop
+            client.cancel(list(pending), force=True)
 
-    def _outcome(self, future: Any) -> Outcome:
-        from distributed import CancelledError, KilledWorker
 
-        try:
-            return future.result()
-        except CancelledError as error:
-            raise ComparisonError(f"lost the Dask scheduler at {self.address}; give the same command to go on") from error
-        except KilledWorker as error:
-            reason = f"Every process that it was given to died, killed or by a crash in a library ({one_line(error)})"
-        except Exception as error:
-            reason = one_line(error)
-        return {"error": reason + "\n", "evaluations": []}
+def _outcome(future: Any) -> Outcome:
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise ComparisonError("lost the Dask scheduler; give the same command to go on") from error
+    except KilledWorker as error:
+        reason = f"Every process that it was given to died, killed or by a crash in a library ({one_line(error)})"
+    except Exception as error:
+        reason = one_line(error)
+    return {"error": reason + "\n", "episodes": []}
 
 
 def _probe() -> None:

@@ -10,19 +10,17 @@ import os
 import signal
 import sys
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
 from rich.console import Console
+from tqdm import tqdm
 
 from sb3_pathwise.experiments import cluster
 from sb3_pathwise.experiments.grid import Comparison, ComparisonError, Run, one_line
 from sb3_pathwise.experiments.progress import Display
 from sb3_pathwise.experiments.store import Store
 
-# rl_zoo3's other names of arguments
-ALIASES = {"params": ["--hyperparams"], "conf_files": ["-conf"]}
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -34,8 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         "The same command goes on where it was stopped.",
     )
     for asked in fields(Comparison):
-        how = {key: value for key, value in asked.metadata.items() if key != "flag"}
-        parser.add_argument(asked.metadata["flag"], *ALIASES.get(asked.name, ()), dest=asked.name, **how)
+        parser.add_argument(*asked.metadata["flags"], dest=asked.name, **asked.metadata["how"])
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the results are kept")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one per processor)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run on the Dask cluster of this scheduler (tcp://host:8786)")
@@ -54,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     :return: Exit code: 0, or 1 if a run failed, 2 if the request cannot be carried out, 130 if interrupted
     """
     args = make_parser().parse_args(argv)
-    comparison, console = comparison_of(args), Console(soft_wrap=True)
+    comparison = comparison_of(args)
     previous = signal.getsignal(signal.SIGTERM)
     try:
         # A cluster's time limit, or systemd: stop as cleanly as for Ctrl-C
@@ -72,14 +69,12 @@ def main(argv: list[str] | None = None) -> int:
         store.check(comparison, runs)
         todo = store.unfinished(runs)
         check_buildable(todo)
-        workers = cluster.Cluster(
-            min(args.jobs, len(todo)), args.scheduler, partial(console.print, highlight=False, markup=False)
-        )
         # A cluster that is not needed need not be there
-        with workers if todo else contextlib.nullcontext(), store.opened(comparison, runs):
-            failures = compare(runs, store, workers, console)
+        workers = cluster.connected(min(args.jobs, len(todo)), args.scheduler) if todo else contextlib.nullcontext()
+        with workers as client, store.opened(comparison, runs):
+            failures = compare(runs, store, client)
         if not args.no_report and len(failures) < len(runs):
-            print_report(write_report(args.output), console)
+            print_report(write_report(args.output), Console(soft_wrap=True))
     except ComparisonError as error:
         print(f"sb3-pathwise compare: error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -95,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def compare(runs: list[Run], store: Store, workers: cluster.Cluster, console: Console) -> list[tuple[Run, str]]:
+def compare(runs: list[Run], store: Store, client: Any) -> list[tuple[Run, str]]:
     """
     Execute the runs that are not finished, and keep each as soon as it is.
 
@@ -103,17 +98,17 @@ def compare(runs: list[Run], store: Store, workers: cluster.Cluster, console: Co
     """
     todo = store.unfinished(runs)
     if len(todo) < len(runs):
-        console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already", highlight=False)
-    failures: dict[int, str] = {}
+        print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished already")
+    errors: dict[int, str] = {}
     if todo:
-        with Display(todo, len(runs) - len(todo), console) as display:
-            for index, outcome in workers.outcomes(todo, display.tick):
-                store.save(todo[index], outcome)
-                if outcome["error"]:
-                    failures[index] = outcome["error"]
-                final = None if outcome["error"] else fmean(outcome["evaluations"][-1]["returns"])
-                display.finish(index, final, outcome.get("wall_seconds"))
-    return [(todo[index], failures[index]) for index in sorted(failures)]
+        with Display(todo, len(runs) - len(todo)) as display:
+            with contextlib.closing(cluster.outcomes(client, todo, display.tick, tqdm.write)) as outcomes:
+                for index, outcome in outcomes:
+                    store.save(todo[index], outcome)
+                    if outcome["error"]:
+                        errors[index] = outcome["error"]
+                    display.finish(index, outcome)
+    return [(todo[index], errors[index]) for index in sorted(errors)]
 
 
 def print_failures(failures: list[tuple[Run, str]]) -> None:

@@ -7,9 +7,7 @@ Everything that can be wrong with a request is found here, before any training. 
 import ast
 import contextlib
 import difflib
-import hashlib
 import importlib
-import inspect
 import io
 import re
 import shlex
@@ -21,19 +19,7 @@ from typing import Any
 # Fewer runs than this leave a bootstrap nothing to resample
 MIN_SEEDS = 3
 
-# What rl_zoo3 takes out of a YAML entry before the rest goes to the algorithm's constructor
-ZOO_KEYS = frozenset(
-    "n_envs normalize env_wrapper vec_env_wrapper frame_stack callback monitor_kwargs noise_type noise_std".split()
-)
 ALGOS_HELP = "zoo keys of SB3, sb3-contrib or sb3-pathwise, or variants such as likelihood_ratio_ac:n_action_samples=32"
-# What compare itself decides, and the argument that decides it
-OWN_KEYS = {
-    "n_timesteps": "--timesteps",
-    "seed": "--seeds and --first-seed",
-    "device": "--device",
-    "env": "--envs",
-    "env_kwargs": "--env-kwargs",
-}
 
 
 class ComparisonError(Exception):
@@ -46,44 +32,36 @@ def one_line(error: BaseException) -> str:
 
 
 def slug(text: str) -> str:
-    """:return: A name for a file; different texts give different names"""
-    safe = re.sub(r"[^\w.=-]+", "_", text)[:80]
-    return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def parse_value(text: str) -> Any:
-    """:return: The value that Python reads, or else the text, which rl_zoo3 evaluates where it expects code"""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    """:return: A name for a file"""
+    return re.sub(r"[^\w.=-]+", "_", text)
 
 
 def parse_assignments(items: list[str], separator: str, argument: str) -> dict[str, Any]:
     """:return: Texts such as ``learning_rate:0.01`` as a dictionary; ``argument`` is what the user gave, for errors"""
     assignments: dict[str, Any] = {}
     for item in items:
-        key, found, value = item.partition(separator)
-        if not found or not key.strip().isidentifier():
+        key, found, value = map(str.strip, item.partition(separator))
+        if not found or not key.isidentifier():
             raise ComparisonError(f"{argument}: '{item}' is not of the form name{separator}value")
-        if key.strip() in assignments:
-            raise ComparisonError(f"{argument}: '{key.strip()}' is given twice")
-        assignments[key.strip()] = parse_value(value.strip())
+        if key in assignments:
+            raise ComparisonError(f"{argument}: '{key}' is given twice")
+        # What Python does not read as a value is left to rl_zoo3, which evaluates it where it expects code
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        assignments[key] = value
     return assignments
 
 
 def parse_variant(variant: str) -> tuple[str, dict[str, Any]]:
     """:return: Key and hyperparameters of ``algo`` or ``algo:key=value,key=value``; commas in brackets belong to the value"""
-    algo, colon, text = variant.partition(":")
-    if not colon:
-        return algo, {}
-    items, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            items.append("")
+    algo, _, text = variant.partition(":")
+    items: list[str] = []
+    for part in text.split(",") if text else ():
+        # A part belongs to the one before it as long as brackets are open
+        if items and sum(map(items[-1].count, "([{")) > sum(map(items[-1].count, ")]}")):
+            items[-1] += f",{part}"
         else:
-            items[-1] += character
+            items.append(part)
     return algo, parse_assignments(items, "=", f"algorithm '{variant}'")
 
 
@@ -122,36 +100,36 @@ class Run:
         return f"{self.variant} on {self.env}, seed {self.seed}"
 
 
-def _asked(flag: str, text: str, default: Any = MISSING, **how: Any) -> Any:
+def _asked(flags: str, text: str, default: Any = MISSING, **how: Any) -> Any:
     # A field of the request, and the argument of the command that it comes from
-    metadata = {"flag": flag, "help": text, **how}
-    if default is list:
-        return field(default_factory=list, metadata=metadata | {"nargs": "+", "default": []})
-    return field(default=default, metadata=metadata if default is MISSING else metadata | {"default": default})
+    if default is MISSING:
+        how |= {"nargs": "+", "required": True}
+    elif default is list:
+        how |= {"nargs": "+", "default": []}
+    else:
+        how |= {"type": int if default is None else type(default), "default": default}
+    value: dict[str, Any] = {"default_factory": list} if default is list else {"default": default}
+    return field(metadata={"flags": flags.split(), "how": how | {"help": text}}, **value)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What the user asked for, as the command line gives it."""
 
-    algos: list[str] = _asked("--algos", ALGOS_HELP, nargs="+", required=True, metavar="ALGO")
-    envs: list[str] = _asked("--envs", "environment ids", nargs="+", required=True, metavar="ENV")
-    n_seeds: int = _asked("--seeds", "seeds per algorithm and environment (default: 5)", 5, type=int, metavar="N")
-    first_seed: int = _asked("--first-seed", "the smallest seed (default: 0)", 0, type=int, metavar="SEED")
-    n_timesteps: int | None = _asked("--timesteps", "steps of every run (default: the zoo's)", None, type=int, metavar="N")
-    eval_freq: int | None = _asked(
-        "--eval-freq", "steps between evaluations (default: a twentieth)", None, type=int, metavar="N"
-    )
-    n_eval_episodes: int = _asked("--eval-episodes", "episodes of an evaluation (default: 10)", 10, type=int, metavar="N")
-    params: list[str] = _asked("-params", "overwrite hyperparameters of all", list, metavar="KEY:VALUE")
-    conf_files: list[str] = _asked("--conf-file", "YAML files in place of the zoo's", list, metavar="[ALGO=]FILE")
+    algos: list[str] = _asked("--algos", ALGOS_HELP, metavar="ALGO")
+    envs: list[str] = _asked("--envs", "environment ids", metavar="ENV")
+    n_seeds: int = _asked("--seeds", "seeds per algorithm and environment (default: 5)", 5, metavar="N")
+    first_seed: int = _asked("--first-seed", "the smallest seed (default: 0)", 0, metavar="SEED")
+    n_timesteps: int | None = _asked("--timesteps", "steps of every run (default: the zoo's)", None, metavar="N")
+    eval_freq: int | None = _asked("--eval-freq", "steps between evaluations (default: a twentieth)", None, metavar="N")
+    n_eval_episodes: int = _asked("--eval-episodes", "episodes of an evaluation (default: 10)", 10, metavar="N")
+    params: list[str] = _asked("-params --hyperparams", "overwrite hyperparameters of all", list, metavar="KEY:VALUE")
+    conf_files: list[str] = _asked("--conf-file -conf", "YAML files in place of the zoo's", list, metavar="[ALGO=]FILE")
     env_kwargs: list[str] = _asked("--env-kwargs", "arguments of the environments", list, metavar="KEY:VALUE")
-    eval_env_kwargs: list[str] = _asked(
-        "--eval-env-kwargs", "those of the evaluation environments, if others", list, metavar="KEY:VALUE"
-    )
+    eval_env_kwargs: list[str] = _asked("--eval-env-kwargs", "those of evaluations, if others", list, metavar="KEY:VALUE")
     gym_packages: list[str] = _asked("--gym-packages", "modules that register environments", list, metavar="MODULE")
     device: str = _asked("--device", "torch device (default: auto)", "auto")
-    torch_threads: int = _asked("--torch-threads", "torch threads of each run (default: 1)", 1, type=int, metavar="N")
+    torch_threads: int = _asked("--torch-threads", "torch threads of each run (default: 1)", 1, metavar="N")
 
     @property
     def seeds(self) -> list[int]:
@@ -162,9 +140,9 @@ class Comparison:
         """:return: The command that asks for this comparison, and writes to a folder"""
         words = ["sb3-pathwise", "compare"]
         for asked in fields(self):
-            flag, value = asked.metadata["flag"], getattr(self, asked.name)
+            value = getattr(self, asked.name)
             if value not in (None, []):
-                words += [flag, *map(str, value if isinstance(value, list) else [value])]
+                words += [asked.metadata["flags"][0], *map(str, value if isinstance(value, list) else [value])]
         return shlex.join([*words, "--output", output])
 
     def check(self, for_report: bool) -> None:
@@ -180,7 +158,7 @@ class Comparison:
         for asked in fields(self):
             value, smallest = getattr(self, asked.name), 0 if asked.name == "first_seed" else 1
             if isinstance(value, int) and value < smallest:
-                raise ComparisonError(f"{asked.metadata['flag']} must be at least {smallest}, not {value}")
+                raise ComparisonError(f"{asked.metadata['flags'][0]} must be at least {smallest}, not {value}")
         if for_report and self.n_seeds < MIN_SEEDS:
             raise ComparisonError(
                 f"--seeds {self.n_seeds} is too few for a confidence interval; "
@@ -199,21 +177,25 @@ class Comparison:
         eval_env_kwargs = parse_assignments(self.eval_env_kwargs, ":", "--eval-env-kwargs")
         params = parse_assignments(self.params, ":", "-params")
         variants = {variant: parse_variant(variant) for variant in self.algos}
-        for variant, (algo, overrides) in variants.items():
+        for algo, _ in variants.values():
             if algo not in algos:
                 raise ComparisonError(f"unknown algorithm '{algo}'{closest(algo, algos)} (known: {', '.join(sorted(algos))})")
-            check_overrides(algos[algo], algo, params, "-params")
-            check_overrides(algos[algo], algo, overrides, f"algorithm '{variant}'")
+        import gymnasium as gym
+
         for env in self.envs:
-            check_environment(env)
+            if env not in gym.registry:
+                hint = closest(env, gym.registry)
+                raise ComparisonError(f"unknown environment '{env}'{hint} (--gym-packages imports modules that register more)")
 
         confs = configuration_files(self.conf_files, {algo for algo, _ in variants.values()})
-        hyperparams: dict[tuple[str, str], dict[str, Any]] = {}
-        for env in self.envs:
-            for variant, (algo, overrides) in variants.items():
-                hyperparams[variant, env] = read_hyperparameters(algo, env, confs[algo]) | params | overrides
+        hyperparams = {
+            (variant, env): read_hyperparameters(algo, env, confs[algo]) | params | overrides
+            for env in self.envs
+            for variant, (algo, overrides) in variants.items()
+        }
         lengths = {env: self._length(env, {variant: hyperparams[variant, env] for variant in variants}) for env in self.envs}
         env_kwargs_of = {cell: env_kwargs or values.pop("env_kwargs", {}) for cell, values in hyperparams.items()}
+        alike = {name: getattr(self, name) for name in ("n_eval_episodes", "gym_packages", "device", "torch_threads")}
         return [
             Run(
                 variant=variant,
@@ -222,13 +204,10 @@ class Comparison:
                 seed=seed,
                 n_timesteps=lengths[env],
                 eval_freq=self.eval_freq or max(1, lengths[env] // 20),
-                n_eval_episodes=self.n_eval_episodes,
                 hyperparams=hyperparams[variant, env],
                 env_kwargs=env_kwargs_of[variant, env],
                 eval_env_kwargs=eval_env_kwargs or env_kwargs_of[variant, env],
-                gym_packages=self.gym_packages,
-                device=self.device,
-                torch_threads=self.torch_threads,
+                **alike,
             )
             for seed in self.seeds
             for env in self.envs
@@ -262,27 +241,6 @@ def load_algorithms(gym_packages: list[str]) -> dict[str, Any]:
     return ALGOS
 
 
-def check_environment(env: str) -> None:
-    """Raise ``ComparisonError`` if an environment is not registered."""
-    import gymnasium as gym
-
-    if env not in gym.registry:
-        hint = closest(env, gym.registry)
-        raise ComparisonError(f"unknown environment '{env}'{hint} (--gym-packages imports modules that register more)")
-
-
-def check_overrides(algo_class: type, algo: str, overrides: dict[str, Any], argument: str) -> None:
-    """Raise ``ComparisonError`` if a hyperparameter is unknown to algorithm and zoo, or compare's own."""
-    parameters = inspect.signature(algo_class).parameters
-    known = (ZOO_KEYS | parameters.keys()) - OWN_KEYS.keys() - {"verbose", "tensorboard_log", "_init_setup_model"}
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for key in overrides:
-        if key in OWN_KEYS:
-            raise ComparisonError(f"{argument}: '{key}' is set by {OWN_KEYS[key]}, for all runs alike")
-        if key not in known and not open_ended:
-            raise ComparisonError(f"{argument}: {algo} has no argument '{key}'{closest(key, known)}")
-
-
 def configuration_files(conf_files: list[str], algos: set[str]) -> dict[str, str | None]:
     """:return: The YAML or Python file of each algorithm, given as ``file`` or ``algo=file``; ``None``: the zoo's or ours"""
     files: dict[str, str | None] = dict.fromkeys(algos)
@@ -308,9 +266,7 @@ def read_hyperparameters(algo: str, env: str, conf: str | None) -> dict[str, Any
     with contextlib.redirect_stdout(io.StringIO()):
         manager = ExperimentManager(Namespace(), algo, env, log_folder="", verbose=0, config=conf)
         try:
-            hyperparams, _ = manager.read_hyperparameters()
+            return dict(manager.read_hyperparameters()[0])
         except Exception as error:
-            raise ComparisonError(
-                f"cannot read the hyperparameters of {algo} for {env} from {manager.config} ({one_line(error)})"
-            ) from error
-    return dict(hyperparams)
+            what = f"cannot read the hyperparameters of {algo} for {env} from {manager.config}"
+            raise ComparisonError(f"{what} ({one_line(error)})") from error

@@ -36,10 +36,6 @@ Notify = Callable[[int], bool]
 PACKAGES = ("sb3-pathwise", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "mujoco", "box2d", "torch", "numpy")
 
 
-class StoppedEarlyError(RuntimeError):
-    """Training ended before the last step, so that the run has no final score."""
-
-
 class EvaluateAtSteps(BaseCallback):
     """
     Evaluate the deterministic policy at given steps, always on the same episodes.
@@ -60,7 +56,7 @@ class EvaluateAtSteps(BaseCallback):
         self.n_eval_episodes = run.n_eval_episodes
         # Apart from the training environments' seeds, which are small numbers from ``run.seed`` on
         self.eval_seed = int(np.random.SeedSequence([run.seed, 1]).generate_state(1)[0])
-        self.evaluations: list[dict[str, Any]] = []
+        self.episodes: list[tuple[int, float, int, float, int]] = []
         self.seconds_evaluating = 0.0
 
     def _on_training_start(self) -> None:
@@ -90,14 +86,9 @@ class EvaluateAtSteps(BaseCallback):
         assert isinstance(returns, list) and isinstance(lengths, list)
         if not all(map(math.isfinite, returns)):
             raise FloatingPointError(f"the evaluation after {step} steps gave the returns {returns}")
-        self.evaluations.append(
-            {
-                "step": step,
-                "train_seconds": begun - self.start - self.seconds_evaluating,
-                "returns": [float(value) for value in returns],
-                "lengths": [int(value) for value in lengths],
-            }
-        )
+        seconds = begun - self.start - self.seconds_evaluating
+        for episode, (value, length) in enumerate(zip(returns, lengths, strict=True)):
+            self.episodes.append((step, seconds, episode, float(value), int(length)))
         self.seconds_evaluating += time.perf_counter() - begun
 
 
@@ -175,16 +166,17 @@ def execute(run: Run, notify: Notify) -> dict[str, Any]:
 
     :param run: What to train
     :param notify: Told the steps so far; the run stops early when it answers ``False``
-    :return: ``evaluations``, ``versions``, ``started``, ``wall_seconds`` and ``error`` (what was printed and a traceback, or
-        ``None``); plain data, so that it can come back from another machine
+    :return: ``episodes`` of evaluations (each its step, seconds of training so far, number, return and length), ``versions``,
+        ``started``, ``wall_seconds`` and ``error`` (what was printed and a traceback, or ``None``); plain data, so that it can
+        come back from another machine
     """
     log = io.StringIO()
     started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
-    outcome: dict[str, Any] = {"evaluations": [], "error": None, "started": started}
+    outcome: dict[str, Any] = {"episodes": [], "error": None, "started": started}
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             notify(0)
-            outcome["evaluations"] = _train(run, notify)
+            outcome["episodes"] = _train(run, notify)
     # A library's sys.exit() must not take the worker down
     except (Exception, SystemExit):
         outcome["error"] = log.getvalue() + traceback.format_exc()
@@ -194,7 +186,7 @@ def execute(run: Run, notify: Notify) -> dict[str, Any]:
     return outcome | {"wall_seconds": time.perf_counter() - clock, "versions": versions()}
 
 
-def _train(run: Run, notify: Notify) -> list[dict[str, Any]]:
+def _train(run: Run, notify: Notify) -> list[tuple[int, float, int, float, int]]:
     load_algorithms(run.gym_packages)
     th.set_num_threads(run.torch_threads)
     manager, model = build(run, notify)
@@ -205,8 +197,8 @@ def _train(run: Run, notify: Notify) -> list[dict[str, Any]]:
     finally:
         manager.evaluate.eval_env.close()
     if manager.evaluate.pending:
-        raise StoppedEarlyError(f"training ended after {model.num_timesteps} of {run.n_timesteps} steps")
-    return manager.evaluate.evaluations
+        raise RuntimeError(f"training ended after {model.num_timesteps} of {run.n_timesteps} steps")
+    return manager.evaluate.episodes
 
 
 def versions() -> dict[str, str]:

@@ -139,16 +139,11 @@ class Store:
         :param run: What was trained
         :param outcome: What ``execute`` returned
         """
-        episodes = [
-            [evaluation["step"], evaluation["train_seconds"], episode, value, length]
-            for evaluation in ([] if outcome["error"] else outcome["evaluations"])
-            for episode, (value, length) in enumerate(zip(evaluation["returns"], evaluation["lengths"], strict=True))
-        ]
         record = [outcome.get("started"), outcome.get("wall_seconds"), outcome["error"]]
-        self._insert((run.variant, run.env, run.seed), record, outcome.get("versions", {}), episodes)
+        self._insert((run.variant, run.env, run.seed), record, outcome.get("versions", {}), outcome["episodes"])
         self.export()
 
-    def _insert(self, key: tuple[str, str, int], record: list[Any], versions: dict[str, str], rows: list[list[Any]]) -> None:
+    def _insert(self, key: tuple[str, str, int], record: list[Any], versions: dict[str, str], rows: list[Any]) -> None:
         with self.db:
             self.db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", [*key, *record, json.dumps(versions)])
             self.db.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [[*key, *row] for row in rows])
@@ -163,24 +158,18 @@ class Store:
             write_atomically(self.output / name, table.to_csv(index=False, lineterminator="\n"))
 
 
-def plain(value: Any) -> Any:
-    """:return: Hyperparameters as JSON can hold them: objects, which a Python file may have given, by their names"""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
-
-
 def make_manifest(comparison: Comparison, runs: list[Run]) -> dict[str, Any]:
-    """:return: What ``comparison.json`` holds, of a request and its runs"""
+    """:return: What ``comparison.json`` holds, of a request and its runs; objects that a Python file gave by their names"""
+
+    def name(value: Any) -> str:
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+
     cells: dict[str, dict[str, Any]] = {}
     for run in runs:
-        cell = plain(vars(run))
-        cells.setdefault(run.variant, {})[run.env] = {key: cell[key] for key in cell if key not in {"variant", "seed"}}
-    return {"format": FORMAT, "request": asdict(comparison), "cells": cells}
+        cells.setdefault(run.variant, {})[run.env] = {
+            key: vars(run)[key] for key in vars(run) if key not in {"variant", "seed"}
+        }
+    return json.loads(json.dumps({"format": FORMAT, "request": asdict(comparison), "cells": cells}, default=name))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -235,18 +224,14 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     :raises ComparisonError: if a run of the old comparison is missing from the new one, or has changed
     """
 
-    def refuse(what: str) -> None:
+    def refuse(what: str) -> Any:
         raise ComparisonError(f"{folder} holds another comparison ({what}); choose another --output")
 
     old_seeds, new_seeds = (Comparison(**manifest["request"]).seeds for manifest in (old, new))
     if not {*old_seeds} <= {*new_seeds}:
         refuse(f"with seeds {old_seeds[0]} to {old_seeds[-1]}, here {new_seeds[0]} to {new_seeds[-1]}")
-    # Through JSON, as the old one was
-    cells = json.loads(json.dumps(new["cells"]))
     for variant, env, there in ((variant, env, cell) for variant, row in old["cells"].items() for env, cell in row.items()):
-        if env not in cells.get(variant, {}):
-            refuse(f"with {variant} on {env}")
-        here = cells[variant][env]
+        here = new["cells"].get(variant, {}).get(env) or refuse(f"with {variant} on {env}")
         for key in sorted(there["hyperparams"] | here["hyperparams"]):
             a, b = (values["hyperparams"].get(key, "the default") for values in (there, here))
             if a != b:
