@@ -53,6 +53,7 @@ def write_report(
     if results.empty:
         raise ComparisonError(f"no run in {folder} is finished")
     request, notes = Comparison(**manifest["request"]), []
+    known = _read_table(references or REFERENCES, ["environment"], ["random", "reference"])
     if seconds:
         pace = "seconds_per_1000_steps"
         paces = _read_table(seconds, ["algorithm", "environment"], [pace])
@@ -61,7 +62,6 @@ def write_report(
             raise ComparisonError("no seconds are given for {algorithm} on {environment}".format(**missing.iloc[0]))
         results["train_seconds"] = results["step"] * results[pace] / 1000
         notes.append(f"Training times are steps times the seconds per step of {seconds.name}, which were measured apart.")
-    known = _read_table(references or REFERENCES, ["environment"], ["random", "reference"])
     statistics = Statistics(results, request.algos, request.envs, known)
     if len(statistics.environments) > 1 and statistics.references is None:
         unknown = f"there is no reference for {_listing(statistics.unknown)}" if statistics.unknown else ""
