@@ -1,269 +1,248 @@
 """
-The words of a report: verdicts, tables and notes, put into the template of ``report.html``.
+The page of a report: verdicts and tables in words, put into the template of ``report.html``, and written with its figures.
 
 Numbers come from ``statistics.py``, pictures from ``figures.py``; nothing is computed here.
 """
 
 import base64
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import markupsafe
+import numpy as np
 import pandas as pd
 
-from sb3_pathwise.experiments.grid import Comparison
-from sb3_pathwise.experiments.palette import Style
-from sb3_pathwise.experiments.statistics import ALL, REPETITIONS, SCORES, Duel, Estimate, Statistics
-from sb3_pathwise.experiments.store import RUN_COLUMNS, finished_of
+from sb3_pathwise.experiments import figures
+from sb3_pathwise.experiments.grid import Comparison, ComparisonError, one_line, slug
+from sb3_pathwise.experiments.palette import styles
+from sb3_pathwise.experiments.statistics import ALL, REPETITIONS, SCORES, Duel, Estimate, Place, Statistics
+from sb3_pathwise.experiments.store import KEY, RUN_COLUMNS, finished_of, read_manifest, read_results
+from sb3_pathwise.persistence.atomic import write_atomically
 
-MINUS = "\N{MINUS SIGN}"
 # Said of algorithms of which neither is ahead
 SAME = "the same score with every seed"
+REFERENCES = Path(__file__).with_name("references.csv")
 
 
-def numbers(estimates: Any) -> Callable[[float], str]:
-    """:return: What makes text of numbers, all with the same decimals, which these estimates ask for"""
-    ends = [abs(end) for value in estimates for end in value if end is not None and math.isfinite(end)]
+class Report(NamedTuple):
+    """A report that has been written: the page, its verdicts, and what else is to be said."""
+
+    page: Path
+    verdicts: list[dict[str, Any]]
+    notes: list[str]
+
+
+def write_report(
+    folder: Path, output: Path | None = None, references: Path | None = None, seconds: Path | None = None
+) -> Report:
+    """
+    Write ``report.html``, which needs no other file, and its ``figures``.
+
+    :param folder: A comparison's
+    :param output: Where to; ``None``: the same folder
+    :param references: CSV file with ``environment,random,reference,source`` that normalises scores; ``None``: the package's
+    :param seconds: CSV file with ``algorithm,environment,seconds_per_1000_steps``; ``None``: each run's own training time
+    :return: What was written
+    :raises ComparisonError: if there is nothing to report, or it cannot be written
+    """
+    manifest, target = read_manifest(folder), output or folder
+    runs, results = read_results(folder)
+    if results.empty:
+        raise ComparisonError(f"no run in {folder} is finished")
+    request, notes = Comparison(**manifest["request"]), []
+    known = _read_table(references or REFERENCES, ["environment"], ["random", "reference"])
+    if seconds:
+        pace = "seconds_per_1000_steps"
+        paces = _read_table(seconds, ["algorithm", "environment"], [pace])
+        results = results.join(paces[[pace]], on=["algorithm", "environment"])
+        if len(missing := results[results[pace].isna()]):
+            raise ComparisonError("no seconds are given for {algorithm} on {environment}".format(**missing.iloc[0]))
+        results["train_seconds"] = results["step"] * results[pace] / 1000
+        notes.append(f"Training times are steps times the seconds per step of {seconds.name}, which were measured apart.")
+    statistics = Statistics(results, request.algos, request.envs, known)
+    if len(statistics.environments) > 1 and statistics.references is None:
+        unknown = f"there is no reference for {_listing(statistics.unknown)}" if statistics.unknown else ""
+        why = unknown or "no seed is finished everywhere"
+        notes.insert(0, f"No aggregate over the environments: {why} (--references gives others).")
+    report = Report(target / "report.html", [verdict(place) for place in statistics.places], notes)
+    # Of all that was asked for: a run that is still missing must not change the others' looks
+    looks = styles(request.algos)
+    files = {name: data for place in statistics.places for name, data in figures.files(place, looks).items()}
+    text = _html(request, manifest["cells"], runs, statistics, report=report, looks=looks, files=files, folder=str(folder))
+    try:
+        (target / "figures").mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_atomically(target / "figures" / name, data)
+        write_atomically(report.page, text)
+    except OSError as error:
+        raise ComparisonError(f"cannot write to {target} ({one_line(error)})") from error
+    return report
+
+
+def _html(request: Comparison, cells: dict[str, Any], runs: pd.DataFrame, statistics: Statistics, **more: Any) -> str:
+    errors = runs.set_index(KEY)["error"].to_dict()
+    wanted = [(algo, env, seed) for env in request.envs for algo in request.algos for seed in request.seeds]
+    finished = finished_of(runs)
+    # Several where runs differ
+    versions = {name: " and ".join(filter(None, finished[name].unique())) for name in finished.columns.drop(RUN_COLUMNS)}
+    machine = [versions.pop("platform", ""), f"{versions.pop('processors', '?')} processors"]
+    every = [cell for environments in cells.values() for cell in environments.values()]
+    loader = jinja2.PackageLoader(__name__)
+    environment = jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    # Inlined as markup, the ids of several figures would collide
+    environment.filters["address"] = lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+    return environment.get_template("report.html").render(
+        cells=cells,
+        date=runs["started"].max()[:10],
+        duels={name: table for score, name in SCORES.items() if len(table := _duel_table(statistics, score))},
+        lengths={key: " or ".join(dict.fromkeys(f"{cell[key]:,}" for cell in every)) for key in ("n_timesteps", "eval_freq")},
+        machine=", ".join(filter(None, machine)),
+        missing=[(*key, "failed" if errors.get(key) else "not finished") for key in wanted if errors.get(key) != ""],
+        n_finished=len(finished),
+        n_runs=len(wanted),
+        one_seed=replace(request, n_seeds=1),
+        repetitions=REPETITIONS,
+        request=request,
+        seeds=_seed_table(statistics),
+        statistics=statistics,
+        title=f"{_listing(statistics.algorithms)} on {_listing([place.name for place in statistics.environments])}",
+        versions=", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        **more,
+    )
+
+
+def _read_table(path: Path, key: list[str], numbers: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path).set_index(key)
+        table[numbers].astype(float)
+    except (OSError, ValueError, KeyError) as error:
+        what = f"a CSV file with {', '.join([*key, *numbers])}"
+        raise ComparisonError(f"cannot read {path}, {what} ({one_line(error)})") from error
+    return table
+
+
+def _numbers(estimates: Iterable[Estimate]) -> Callable[[float], str]:
+    # Text of numbers, all with the same decimals, which these estimates ask for; adding nothing makes no "-0.0"
+    ends = [abs(end) for value in estimates for end in value if math.isfinite(end)]
     decimals = min(2, max(0, 3 - math.floor(math.log10(max(ends, default=1.0) or 1.0))))
-
-    def text_of(value: float) -> str:
-        text = f"{value:,.{decimals}f}"
-        # No "-0.0"
-        return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", MINUS)
-
-    return text_of
+    return lambda value: f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def interval(value: Estimate, text_of: Callable[[float], str]) -> str:
-    """:return: The text of an estimate's interval"""
-    return "no interval" if value.low is None or value.high is None else f"[{text_of(value.low)}, {text_of(value.high)}]"
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
 
 
-def percent(value: Estimate) -> tuple[str, str]:
-    """:return: The texts of a probability and of its interval, in per cent"""
-    ends = "" if value.low is None or value.high is None else f"[{100 * value.low:.0f}, {100 * value.high:.0f}]"
-    return f"{100 * value.point:.0f} %", ends
+def _interval(value: Estimate, text_of: Callable[[float], str], none: str = "no interval") -> str:
+    return f"[{text_of(value.low)}, {text_of(value.high)}]" if value.bounded else none
 
 
-def p_value(p: float | None) -> str:
-    """:return: The text of a test's outcome"""
-    if p is None:
+def _p_value(p: float) -> str:
+    if math.isnan(p):
         return "not tested"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def duration(seconds: float) -> str:
-    """:return: The text of a time"""
+def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def listing(names: list[str]) -> str:
-    """:return: Names as they stand in a sentence"""
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+def _listing(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-class Row(NamedTuple):
-    """A line of a leader board; positions of the estimate and its interval's ends are per cent of the board's scale."""
-
-    algorithm: str
-    final: str
-    interval: str
-    gap: str
-    sure: str
-    decided: bool
-    position: float | None
-    low: float | None
-    high: float | None
-
-
-class Verdict(NamedTuple):
-    """Who won on an environment (or on all), by how much, and how sure that is."""
-
-    environment: str
-    score: str
-    headline: str
-    detail: str
-    facts: list[tuple[str, str, str]]
-    board: list[Row]
-    scale: tuple[str, str]
-
-
-def verdict(statistics: Statistics, environment: str) -> Verdict:
+def verdict(place: Place) -> dict[str, Any]:
     """
-    :param statistics: Of the comparison
-    :param environment: Where, or ``ALL``
-    :return: The verdict there
+    :param place: An environment, or all of them
+    :return: Who won there, by how much, and how sure that is, as text; a ``bar`` is an estimate in per cent of the ``scale``
     """
-    ranking = statistics.ranking(environment)
-    text_of, leader = numbers(ranking.values()), next(iter(ranking))
-    duels = {other: statistics.find_duel(environment, leader, other) for other in ranking if other != leader}
-    ends = [end for value in ranking.values() for end in value if end is not None]
-    margin = 0.04 * ((max(ends) - min(ends)) or abs(max(ends)) or 1.0)
-    low, high = min(ends) - margin, max(ends) + margin
+    ranking, duels = place.ranking["final"], place.against_the_best()
+    (leader, best), text_of = next(iter(ranking.items())), _numbers(ranking.values())
+    low, high = np.nanmin(list(ranking.values())), np.nanmax(list(ranking.values()))
+    margin = 0.04 * ((high - low) or abs(high) or 1.0)
+    low, high = low - margin, high + margin
     board = []
     for algo, value in ranking.items():
-        found = duels.get(algo)
-        against = ("", "", False) if found is None else (_gap(found, text_of), _how_sure(found), found.decided)
-        places = (None if end is None else round(100 * (end - low) / (high - low), 2) for end in value)
-        board.append(Row(algo, text_of(value.point), interval(value, text_of), *against, *places))
-    score = "normalised score" if environment == ALL else SCORES["final"]
-    where = f"over {len(statistics.environments)} environments" if environment == ALL else f"on {environment}"
-    headline, detail = _sentences(where, leader, duels)
-    return Verdict(environment, score, headline, detail, _facts(ranking, duels), board, (text_of(low), text_of(high)))
+        bar = Estimate(*(round(100 * (end - low) / (high - low), 2) for end in value))
+        row: dict[str, Any] = {"algorithm": algo, "bar": bar, "gap": "", "sure": "", "decided": False}
+        row |= {"final": text_of(value.point), "interval": _interval(value, text_of)}
+        if duel := duels.get(algo):
+            row["gap"] = SAME if duel.equal else f"{text_of(duel.difference.point)} behind"
+            row |= {"sure": _how_sure(place, duel), "decided": duel.decided}
+        board.append(row)
+    level = [leader, *(algo for algo, duel in duels.items() if duel.equal)]
+    facts = [("Who is ahead", _listing(level), f"{text_of(best.point)} {_interval(best, text_of)}")]
+    if duel := next((duel for duel in duels.values() if not duel.equal), None):
+        often = f"{_interval(duel.improvement, _percent, '')} that a run of it beats one of {duel.second}".strip()
+        tested = "" if place.name == ALL else f"; {_p_value(duel.p_holm)}"
+        over = f"{_interval(duel.difference, text_of)} over {duel.second}"
+        facts.append(("By how much", text_of(duel.difference.point), over))
+        facts.append(("How sure", f"{_percent(duel.improvement.point)} %", often + tested))
+    score, scale = "normalised score" if place.name == ALL else SCORES["final"], (text_of(low), text_of(high))
+    found = {"place": place.name, "slug": slug(place.name), "score": score, "scale": scale, "facts": facts, "board": board}
+    return found | _sentences(place, level, duels)
 
 
-def _sentences(where: str, leader: str, duels: dict[str, Duel]) -> tuple[str, str]:
-    level = [algo for algo, found in duels.items() if found.equal]
-    tied = [algo for algo, found in duels.items() if not found.decided and not found.equal]
-    beaten = [algo for algo, found in duels.items() if found.decided]
+def _sentences(place: Place, level: list[str], duels: dict[str, Duel]) -> dict[str, str]:
+    where = f"over {len(place.environments)} environments" if place.name == ALL else f"on {place.name}"
+    tied = [algo for algo, duel in duels.items() if not duel.decided and not duel.equal]
+    beaten = [algo for algo, duel in duels.items() if duel.decided]
+    ahead, several = _listing(level), len(level) > 1
+    are, their, they = ("are", "their", "They are") if several else ("is", "its", "It is")
+    sentences = []
     if not duels:
-        return f"{leader} {where}", "There is nothing to compare it with."
-    ahead = listing([leader, *level])
-    are, their, they = ("are", "their", "They are") if level else ("is", "its", "It is")
-    same = f" {ahead} have {SAME}." if level else ""
-    if not tied and not beaten:
-        return f"No difference {where}", same.strip()
-    if not next(iter(duels.values())).testable:
-        detail = f"{ahead} {are} ahead; whether by more than chance cannot be said.{same}"
-        return f"Too few seeds to name a winner {where}", detail
-    if not tied:
-        return f"{ahead} won {where}", f"{they} ahead of {listing(beaten)} by more than chance explains.{same}"
-    detail = f"{ahead} {are} ahead, but chance alone may explain {their} lead over {listing(tied)}."
-    if beaten:
-        detail += f" {they} ahead of {listing(beaten)} by more than chance explains."
-    return f"No clear winner {where}", detail + same
+        headline, sentences = ahead, ["There is nothing to compare it with."]
+    elif not tied and not beaten:
+        headline = "No difference"
+    elif not next(iter(duels.values())).difference.bounded:
+        headline = "Too few seeds to name a winner"
+        sentences = [f"{ahead} {are} ahead; whether by more than chance cannot be said."]
+    else:
+        headline = "No clear winner" if tied else f"{ahead} won"
+        if tied:
+            sentences = [f"{ahead} {are} ahead, but chance alone may explain {their} lead over {_listing(tied)}."]
+        if beaten:
+            sentences.append(f"{they} ahead of {_listing(beaten)} by more than chance explains.")
+    if several:
+        sentences.append(f"{ahead} have {SAME}.")
+    return {"headline": f"{headline} {where}", "detail": " ".join(sentences)}
 
 
-def _facts(ranking: dict[str, Estimate], duels: dict[str, Duel]) -> list[tuple[str, str, str]]:
-    # Who, by how much, how sure: each a question, an answer and a remark
-    text_of = numbers(ranking.values())
-    leader, best = next(iter(ranking.items()))
-    level = [algo for algo, found in duels.items() if found.equal]
-    facts = [("Who is ahead", listing([leader, *level]), f"{text_of(best.point)} {interval(best, text_of)}")]
-    found = next((found for found in duels.values() if not found.equal), None)
-    if found is not None:
-        remark = f"{interval(found.difference, text_of)} over {found.second}"
-        facts.append(("By how much", text_of(found.difference.point), remark))
-        how_often, ends = percent(found.improvement)
-        remark = f"{ends} that a run of it beats one of {found.second}".strip()
-        facts.append(("How sure", how_often, remark if found.environment == ALL else f"{remark}; {p_value(found.p_holm)}"))
-    return facts
-
-
-def _gap(found: Duel, text_of: Callable[[float], str]) -> str:
-    return SAME if found.equal else f"{text_of(found.difference.point)} behind"
-
-
-def _how_sure(found: Duel) -> str:
-    if found.equal:
+def _how_sure(place: Place, duel: Duel) -> str:
+    if duel.equal:
         return ""
-    if not found.testable:
+    if not duel.difference.bounded:
         return "too few seeds to test"
-    chance = "more than chance" if found.decided else "may be chance"
-    return chance if found.environment == ALL else f"{p_value(found.p_holm)}, {chance}"
+    chance = "more than chance" if duel.decided else "may be chance"
+    return chance if place.name == ALL else f"{_p_value(duel.p_holm)}, {chance}"
 
 
-def duel_table(statistics: Statistics, score: str) -> pd.DataFrame:
-    """:return: The pairwise tests by one of ``SCORES``, as text"""
+def _duel_table(statistics: Statistics, score: str) -> pd.DataFrame:
     rows = []
-    for found in statistics.duels:
-        if found.score == score and found.environment != ALL:
-            text_of = numbers(statistics.ranking(found.environment, score).values())
-            gap = f"{text_of(found.difference.point)} {interval(found.difference, text_of)}"
-            improvement = percent(found.improvement)
-            row = {"environment": found.environment, "ahead": found.first, "behind": found.second}
-            row |= {"difference": SAME if found.equal else gap, "probability of improvement": " ".join(improvement).strip()}
-            row |= {"after Holm's correction": p_value(found.p_holm), "more than chance": "yes" if found.decided else ""}
-            rows.append(row | {"Welch's t-test": p_value(found.p), "Mann-Whitney U test": p_value(found.p_rank)})
-    return _table(statistics, rows)
+    for place in statistics.environments:
+        text_of = _numbers(place.ranking[score].values())
+        for duel in place.duels[score]:
+            gap, better = duel.difference, duel.improvement
+            difference = SAME if duel.equal else f"{text_of(gap.point)} {_interval(gap, text_of)}"
+            improvement = f"{_percent(better.point)} % {_interval(better, _percent, '')}".strip()
+            row = {"environment": place.name, "ahead": duel.first, "behind": duel.second, "difference": difference}
+            row |= {"probability of improvement": improvement, "after Holm's correction": _p_value(duel.p_holm)}
+            row |= {"more than chance": "yes" if duel.decided else "", "Welch's t-test": _p_value(duel.p)}
+            rows.append(row | {"Mann-Whitney U test": _p_value(duel.p_rank)})
+    return pd.DataFrame(rows)
 
 
-def _table(statistics: Statistics, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(rows)
-    return table if len(statistics.environments) > 1 or not rows else table.drop(columns="environment")
-
-
-def seed_table(statistics: Statistics) -> pd.DataFrame:
-    """:return: Every run, as text"""
-    rows = []
-    for run in statistics.runs.itertuples():
-        text_of = numbers(statistics.ranking(run.environment).values())
-        row = {"environment": run.environment, "algorithm": run.algorithm, "seed": run.seed}
-        row |= {name: text_of(getattr(run, score)) for score, name in SCORES.items()}
-        speed = f"{run.steps / run.train_seconds:,.0f}" if run.train_seconds > 0 else ""
-        rows.append(row | {"training time": duration(run.train_seconds), "steps per second": speed})
-    return _table(statistics, rows)
-
-
-def context(
-    statistics: Statistics, manifest: dict[str, Any], runs: pd.DataFrame, looks: dict[str, Style], output: str
-) -> dict[str, Any]:
-    """
-    :param statistics: Of the comparison
-    :param manifest: What it was started with
-    :param runs: What is known of those that have ended, as text
-    :param looks: Of the algorithms
-    :param output: The folder, for the command that reproduces it
-    :return: What the template is filled with, but for figures and notes
-    """
-    comparison = Comparison(**manifest["request"])
-    one = Comparison(**manifest["request"] | {"n_seeds": 1})
-    errors = {(run.algorithm, run.environment, run.seed): run.error for run in runs.itertuples()}
-    wanted = [(algo, env, seed) for env in comparison.envs for algo in comparison.algos for seed in comparison.seeds]
-    cells = [cell for cells in manifest["cells"].values() for cell in cells.values()]
-    versions = finished_of(runs).drop(columns=RUN_COLUMNS)
-    # Several where runs differ
-    made_with = {name: " and ".join(filter(None, dict.fromkeys(versions[name]))) for name in versions}
-    machine = [made_with.pop("platform", ""), f"{made_with.pop('processors', '?')} processors"]
-    return {
-        "title": f"{listing(statistics.algorithms)} on {listing(statistics.environments)}",
-        "verdicts": [verdict(statistics, place) for place in statistics.places],
-        "missing": [(*key, "failed" if errors.get(key) else "not finished") for key in wanted if errors.get(key) != ""],
-        "n_finished": len(versions),
-        "n_runs": len(wanted),
-        "n_seeds": comparison.n_seeds,
-        "steps": " or ".join(f"{steps:,}" for steps in dict.fromkeys(cell["n_timesteps"] for cell in cells)),
-        "eval_freq": " or ".join(f"{steps:,}" for steps in dict.fromkeys(cell["eval_freq"] for cell in cells)),
-        "n_eval_episodes": comparison.n_eval_episodes,
-        "date": runs["started"].max()[:10],
-        "duels": {name: table for score, name in SCORES.items() if len(table := duel_table(statistics, score))},
-        "seeds": seed_table(statistics),
-        "references": statistics.references.loc[statistics.environments].reset_index() if ALL in statistics.places else None,
-        "versions": ", ".join(f"{name} {version}" for name, version in made_with.items() if version),
-        "mixed_versions": any(" and " in version for version in made_with.values()),
-        "machine": ", ".join(filter(None, machine)),
-        "command": comparison.command(output),
-        "seed_command": one.command(f"{output.rstrip('/')}-one-seed") + " --no-report",
-        "cells": manifest["cells"],
-        "looks": looks,
-        "repetitions": f"{REPETITIONS:,}",
-    }
-
-
-def render(template: str, values: dict[str, Any]) -> str:
-    """
-    :param template: File in ``templates``
-    :param values: What it is filled with
-    :return: The page
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sb3_pathwise.experiments"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    # Long names may be broken, but where a reader expects it
-    broken = re.compile(r"([:,])")
-    environment.filters["breakable"] = lambda text: markupsafe.Markup(broken.sub(r"\1<wbr>", str(markupsafe.escape(text))))
-    # Inlined as markup, the ids of several figures would collide
-    environment.filters["address"] = lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-    # As pandas writes it, escaped
-    environment.filters["html"] = lambda table: markupsafe.Markup(table.to_html(index=False, border=0))
-    return environment.get_template(template).render(values)
+def _seed_table(statistics: Statistics) -> pd.DataFrame:
+    tables = []
+    for place in statistics.environments:
+        text_of = _numbers(place.ranking["final"].values())
+        tables.append(place.runs.assign(**{name: place.runs[score].map(text_of) for score, name in SCORES.items()}))
+    table = pd.concat(tables).reset_index().sort_values(["environment", "algorithm", "seed"])
+    table["training time"] = table["train_seconds"].map(_duration)
+    speed = table["step"] / table["train_seconds"]
+    table["steps per second"] = speed.map("{:,.0f}".format).where(table["train_seconds"] > 0, "")
+    return table[["environment", "algorithm", "seed", *SCORES.values(), "training time", "steps per second"]]

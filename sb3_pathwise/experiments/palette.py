@@ -5,6 +5,7 @@ The colours are those of Okabe and Ito (2008), made for colour-blind readers, an
 keys with another critic are as far from these as could be found: violet the pathwise route, brown the likelihood ratio.
 """
 
+import itertools
 import zlib
 from typing import NamedTuple
 
@@ -61,14 +62,13 @@ def styles(variants: list[str]) -> dict[str, Style]:
         the comparison; and a marker of its own for each
     """
     found: dict[str, Style] = {}
-    seen: dict[str, int] = {}
-    for place, variant in enumerate(variants):
+    for marker, variant in zip(itertools.cycle(MARKERS), variants, strict=False):
         algo, _, overrides = variant.partition(":")
-        base, dash = colour(algo), tuple[float, ...]()
+        tint, dash = colour(algo), tuple[float, ...]()
         if overrides:
-            dash, target, share = VARIANTS[seen.get(algo, 0) % len(VARIANTS)]
-            seen[algo] = seen.get(algo, 0) + 1
-            channels = (int(base[start : start + 2], 16) for start in (1, 3, 5))
-            base = "#" + "".join(f"{round(channel + (target - channel) * share):02X}" for channel in channels)
-        found[variant] = Style(base, dash, MARKERS[place % len(MARKERS)])
+            siblings = [other for other in variants if other.startswith(f"{algo}:")]
+            dash, target, share = VARIANTS[siblings.index(variant) % len(VARIANTS)]
+            channels = (int(tint[start : start + 2], 16) for start in (1, 3, 5))
+            tint = "#" + "".join(f"{round(channel + (target - channel) * share):02X}" for channel in channels)
+        found[variant] = Style(tint, dash, marker)
     return found
