@@ -8,6 +8,7 @@ Whether they *learn* takes their default numbers of steps, and is tested for the
 import csv
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -44,6 +45,15 @@ def test_quickstart(run) -> None:
     assert all(-2000 < mean < 0 for mean in returns)
     # Fifty updates from the same parameters, on the same data, along another gradient
     assert returns[0] != returns[1]
+
+
+def test_mujoco() -> None:
+    """Seconds are measured as the committed file has them; the tables are in ``test_readme.py``."""
+    script = runpy.run_path(str(EXAMPLES / "mujoco_returns.py"))
+    measured = script["measure_seconds"](("Hopper",), n_steps=2, turns=1)
+    assert list(measured["algorithm"]) == ["sac", *script["ALGORITHMS"]]
+    assert set(measured["environment"]) == {"Hopper-v5"} and (measured["seconds_per_1000_steps"] > 0).all()
+    assert list(measured.columns) == list(read_csv(script["FOLDER"] / "seconds.csv")[0])
 
 
 def test_swap_route(run) -> None:

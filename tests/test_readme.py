@@ -152,10 +152,12 @@ def test_critics_on_pendulum() -> None:
 
 def test_mujoco() -> None:
     """The tables are those that the script makes of the committed files."""
-    script = runpy.run_path(str(ROOT / "examples" / "mujoco.py"))
+    script = runpy.run_path(str(ROOT / "examples" / "mujoco_returns.py"))
     peers = pd.read_csv(script["FOLDER"] / "peers.csv", index_col="method")
     assert script["readme_table"](script["late_returns"](), peers) in (ROOT / "README.md").read_text()
-    assert script["peers_table"](peers) in (ROOT / "docs" / "guide" / "results.md").read_text()
+    results = (ROOT / "docs" / "guide" / "results.md").read_text()
+    assert script["peers_table"](peers) in results
+    assert script["seconds_table"](pd.read_csv(script["FOLDER"] / "seconds.csv")) in results
 
 
 def test_keys_of_the_zoo() -> None:

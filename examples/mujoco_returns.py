@@ -5,11 +5,12 @@ They are made from text alone: `examples/figures/mujoco` has the runs of `sb3-pa
 `docs/guide/results.md`), what peers have published, and the seconds that 1,000 steps of training take, from which
 `sb3-pathwise report --seconds` draws curves over time. Needs `pip install -e '.[compare,mujoco]'`.
 
-    python examples/mujoco.py              # the tables
-    python examples/mujoco.py --measure    # the seconds, in turns: some minutes, on a core with nothing else to do
+    python examples/mujoco_returns.py              # the tables
+    python examples/mujoco_returns.py --measure    # the seconds, in turns: some minutes, on a core with nothing else to do
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,10 +58,10 @@ def peers_table(peers: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def measure_seconds(n_steps: int = 200, turns: int = 5) -> pd.DataFrame:
+def measure_seconds(tasks: Sequence[str] = TASKS, n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
     """:return: Seconds of CPU time for 1,000 steps of training, the median of turns, SB3's SAC among them"""
     rows = []
-    for task in TASKS:
+    for task in tasks:
         models = {"sac": make_model("sac", f"{task}-v5", buffer_size=100_000)}
         models |= {name: make_model(name, f"{task}-v5", buffer_size=100_000, **more) for name, more in ALGORITHMS.items()}
         for name, found in measure(models, n_steps, turns).items():
