@@ -206,6 +206,17 @@ def test_optimize_then_enjoy_the_best(journal: bool, algo: str, tmp_path: Path, 
     assert model.policy.critic_name == registry.CRITIC_OF.get(algo, "twin")
 
 
+@pytest.mark.parametrize("left", ["nothing", "the run's folder", "all"])
+def test_an_empty_run_that_another_process_removes(left: str, tmp_path: Path) -> None:
+    """Two processes that tune one study share a folder, and the first to end has removed more or less of it."""
+    manager = registry.ExperimentManager.__new__(registry.ExperimentManager)
+    manager.save_path, manager.params_path = str(tmp_path / "run"), str(tmp_path / "run" / "Pendulum-v1")
+    if left != "nothing":
+        Path(manager.params_path if left == "all" else manager.save_path).mkdir(parents=True)
+    manager._remove_empty_run()
+    assert (tmp_path / "run").exists() == (left == "the run's folder")
+
+
 FAKE_HUB = """
 import os, shutil
 from pathlib import Path

@@ -5,6 +5,7 @@ Importing this module imports rl_zoo3, which changes gymnasium's ``TimeLimit`` a
 the package does so unasked. The command line is in ``cli.py``, what the Hugging Face hub needs in ``hub.py``.
 """
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -239,15 +240,15 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
 
     def _remove_empty_run(self) -> None:
         run = Path(self.save_path)
-        if not run.exists():
-            return
         monitors = list(run.glob("*.monitor.csv"))
         folders = [Path(self.params_path), run]
-        if set(run.iterdir()) <= {*monitors, *folders} and not any(Path(self.params_path).iterdir()):
-            for monitor in monitors:
-                monitor.unlink()
-            for folder in folders:
-                folder.rmdir()
+        # Processes that tune one study share the folder: another may be removing it, or have done so
+        with contextlib.suppress(OSError):
+            if set(run.iterdir()) <= {*monitors, *folders} and not any(Path(self.params_path).iterdir()):
+                for monitor in monitors:
+                    monitor.unlink()
+                for folder in folders:
+                    folder.rmdir()
 
 
 def without_replay_buffer(algorithm: type[ActorCritic]) -> type[ActorCritic]:
