@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed
 import pytest
 
@@ -522,6 +523,15 @@ def n_executing(dask_worker: Any) -> int:
 def test_jobs_are_processes_of_one_thread() -> None:
     with connected(3, None) as client:
         assert list(client.nthreads().values()) == [1, 1, 1]
+
+
+def test_a_process_that_slept_is_not_given_up() -> None:
+    with dask.config.set({"distributed.scheduler.worker-ttl": "1s"}), connected(1, None) as client:
+        (process,) = client.run(os.getpid).values()
+        os.kill(process, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(process, signal.SIGCONT)
+        assert client.submit(os.getpid).result(timeout=60) == process
 
 
 def test_a_worker_of_several_threads_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,8 @@ CONFIG = {
     "distributed.worker.multiprocessing-method": METHOD,
     # A run whose process dies is tried once more
     "distributed.scheduler.allowed-failures": 1,
+    # A laptop may sleep: a process that is silent for minutes is not dead, and one that is dead is found by its connection
+    "distributed.scheduler.worker-ttl": None,
     # What is for a dashboard: samples of the stack, a hundred in a second, and how busy a process is
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
