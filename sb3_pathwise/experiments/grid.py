@@ -22,6 +22,16 @@ MIN_SEEDS = 3
 ALGOS_HELP = "zoo keys of SB3, sb3-contrib or sb3-pathwise, or variants such as likelihood_ratio_ac:n_action_samples=32"
 
 
+# What compare itself decides, and the argument that decides it
+OWN_KEYS = {
+    "n_timesteps": "--timesteps",
+    "seed": "--seeds and --first-seed",
+    "device": "--device",
+    "env": "--envs",
+    "env_kwargs": "--env-kwargs",
+}
+
+
 class ComparisonError(Exception):
     """A request that cannot be carried out; its message is one line, meant for the user."""
 
@@ -172,16 +182,19 @@ class Comparison:
         :return: The runs
         :raises ComparisonError: if an algorithm, an environment, a hyperparameter or a file is unknown or unreadable
         """
+        import gymnasium as gym
+
         algos = load_algorithms(self.gym_packages)
         env_kwargs = parse_assignments(self.env_kwargs, ":", "--env-kwargs")
         eval_env_kwargs = parse_assignments(self.eval_env_kwargs, ":", "--eval-env-kwargs")
         params = parse_assignments(self.params, ":", "-params")
         variants = {variant: parse_variant(variant) for variant in self.algos}
-        for algo, _ in variants.values():
+        for variant, (algo, overrides) in variants.items():
             if algo not in algos:
                 raise ComparisonError(f"unknown algorithm '{algo}'{closest(algo, algos)} (known: {', '.join(sorted(algos))})")
-        import gymnasium as gym
-
+            for argument, given in (("-params", params), (f"algorithm '{variant}'", overrides)):
+                if own := [key for key in given if key in OWN_KEYS]:
+                    raise ComparisonError(f"{argument}: '{own[0]}' is set by {OWN_KEYS[own[0]]}, for all runs alike")
         for env in self.envs:
             if env not in gym.registry:
                 hint = closest(env, gym.registry)
