@@ -21,6 +21,7 @@ from sb3_pathwise.experiments.bench_measure import make_model, measure, processo
 
 FOLDER = Path(__file__).parent / "figures" / "mujoco"
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
+# With the numbers of samples that `zoo_configs` has for these tasks
 ALGORITHMS: dict[str, dict[str, Any]] = {"pathwise_crossq": {}, "likelihood_ratio_crossq": {"n_action_samples": 32}}
 # Evaluations from here on are one number
 LATE = 80_000

@@ -123,17 +123,23 @@ def connected(jobs: int, address: str | None) -> Iterator[Any]:
             client = stack.enter_context(Client(target, timeout=CONNECT_SECONDS, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
             raise ComparisonError(f"--scheduler: no Dask scheduler answers at {address} ({one_line(error)})") from error
-        for worker, threads in client.nthreads().items():
-            if threads > 1:
-                raise ComparisonError(
-                    f"--scheduler: worker {worker} has {threads} threads, but runs in one process would share their random "
-                    f"numbers; start it with --nthreads 1 --nworkers {threads}"
-                )
-        try:
-            client.run(_probe)
-        except ImportError as error:
-            raise ComparisonError(f"--scheduler: a worker lacks a package ({one_line(error)})") from error
+        # This machine's are as they were started, and have imported what they need
+        if address is not None:
+            _check_workers(client)
         yield client
+
+
+def _check_workers(client: Any) -> None:
+    for worker, threads in client.nthreads().items():
+        if threads > 1:
+            raise ComparisonError(
+                f"--scheduler: worker {worker} has {threads} threads, but runs in one process would share their random "
+                f"numbers; start it with --nthreads 1 --nworkers {threads}"
+            )
+    try:
+        client.run(_probe)
+    except ImportError as error:
+        raise ComparisonError(f"--scheduler: a worker lacks a package ({one_line(error)})") from error
 
 
 def outcomes(

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 
@@ -166,9 +166,8 @@ def make_manifest(comparison: Comparison, runs: list[Run]) -> dict[str, Any]:
 
     cells: dict[str, dict[str, Any]] = {}
     for run in runs:
-        cells.setdefault(run.variant, {})[run.env] = {
-            key: vars(run)[key] for key in vars(run) if key not in {"variant", "seed"}
-        }
+        cell = {key: value for key, value in vars(run).items() if key not in {"variant", "seed"}}
+        cells.setdefault(run.variant, {})[run.env] = cell
     return json.loads(json.dumps({"format": FORMAT, "request": asdict(comparison), "cells": cells}, default=name))
 
 
@@ -224,7 +223,7 @@ def check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     :raises ComparisonError: if a run of the old comparison is missing from the new one, or has changed
     """
 
-    def refuse(what: str) -> Any:
+    def refuse(what: str) -> NoReturn:
         raise ComparisonError(f"{folder} holds another comparison ({what}); choose another --output")
 
     old_seeds, new_seeds = (Comparison(**manifest["request"]).seeds for manifest in (old, new))
