@@ -12,7 +12,7 @@ from torch import nn
 
 from sb3_pathwise.engines.kernels.adam import AdamKernel
 from sb3_pathwise.engines.kernels.linear import Workspace, linear_relu, product, product_into, relu_backward
-from sb3_pathwise.engines.kernels.mlp import MLP, Layer
+from sb3_pathwise.engines.kernels.mlp import MLP, Layer, copies_of
 
 
 def reason_not_normalized(module: nn.Module, n_linear_after: int = 0) -> str | None:
@@ -57,7 +57,7 @@ class NormalizedMLP:
     :param adam: Their optimizer's kernel
     :param grads: Where to write the layers' gradients
     :param workspace: Memory for intermediate results
-    :param low_dtype: dtype of the products of the folded network's layers before the last, if it is another one
+    :param low_dtype: dtype of the products of the layers before the last, and of what is between them, if it is another one
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class NormalizedMLP:
     ) -> None:
         self.norms = norms
         self.layers = [(weight.detach(), bias.detach()) for weight, bias in layers]
-        self.transposed = [weight.t() for weight, _ in self.layers]
+        self.low = copies_of(self.layers, low_dtype)
+        used = [self.low.get(i, layer) for i, layer in enumerate(self.layers)]
+        self.used = [(weight, weight.t(), bias) for weight, bias in used]
         self.grads = grads
         self.norm_grads = adam.grads_of([(norm.scale, norm.bias) for norm in norms])
         self.affine = [(norm.scale.detach(), norm.bias.detach()) for norm in norms]
@@ -101,18 +103,21 @@ class NormalizedMLP:
         :param name: Name of the memory for the layers
         :return: for ``backward``; the output
         """
+        for i, copies in self.low.items():
+            th._foreach_copy_(list(copies), list(self.layers[i]))
         trace = []
         last = len(self.layers) - 1
-        for i, (weight, bias) in enumerate(self.layers):
+        for i, (weight, weight_t, bias) in enumerate(self.used):
             y, saved = self._normalize(i, x)
+            y = y.to(weight.dtype)
             trace.append(Step(x, y, saved))
             if i == last:
                 break
-            out = self.workspace.get((name, i), x.shape[0], weight.shape[0], x.dtype)
-            x = linear_relu(y, weight, self.transposed[i], bias, out)
+            out = self.workspace.get((name, i), x.shape[0], weight.shape[0], weight.dtype)
+            x = linear_relu(y, weight, weight_t, bias, out)
         # All at once
         th._foreach_add_(self.steps, 1)
-        return trace, th.addmm(bias, y, self.transposed[last])
+        return trace, th.addmm(bias, y, weight_t)
 
     def _normalize(self, i: int, x: th.Tensor) -> tuple[th.Tensor, Any]:
         norm, (scale, shift), (ra_mean, ra_var) = self.norms[i], self.affine[i], self.running[i]
@@ -124,6 +129,7 @@ class NormalizedMLP:
             scale = scale * correction
             y, mean, invstd = th.native_batch_norm(x, scale, shift, ra_mean, ra_var, True, norm.momentum, eps)
             return y, (scale, mean, invstd, correction, eps)
+        x = x.to(scale.dtype)
         var, mean = th.var_mean(x, dim=0)
         std = var.sqrt()
         running_std = (ra_var + norm.eps).sqrt()
@@ -146,17 +152,17 @@ class NormalizedMLP:
         """
         for i in reversed(range(len(self.layers))):
             x, y, saved = trace[i]
-            weight = self.layers[i][0]
+            weight, _, _ = self.used[i]
             grad_weight, grad_bias = self.grads[i]
             n = grad.shape[0]
-            th.sum(grad, 0, out=grad_bias)
+            th.sum(grad, 0, dtype=grad_bias.dtype, out=grad_bias)
             product_into(grad.t(), y if n == y.shape[0] else y[:n], grad_weight)
-            grad_y = self.workspace.get(("grad", i), y.shape[0], y.shape[1], y.dtype)
+            grad_y = self.workspace.get(("grad", i), *x.shape, x.dtype)
             first = grad_y if n == y.shape[0] else grad_y[:n]
             if grad.shape[1] == 1:
                 th.mul(grad, weight, out=first)
-            elif (result := product(grad, weight, first)) is not first:
-                first.copy_(result)
+            else:
+                product_into(grad, weight, first)
             if n < y.shape[0]:
                 grad_y[n:].zero_()
             grad = self._normalize_backward(i, grad_y, x, saved)
@@ -178,9 +184,9 @@ class NormalizedMLP:
         normalized, centered, std, invstd, r, d = saved
         th.sum(grad * normalized, 0, out=grad_scale)
         th.sum(grad, 0, out=grad_shift)
-        grad = grad * self.affine[i][0]
+        dtype, grad = grad.dtype, grad * self.affine[i][0]
         # With respect to the variance, r and d being constants
         by_var = -0.5 * invstd**3 / r**2
         through_var = (grad * centered).sum(0) * by_var + grad.sum(0) * (d / r) * (0.5 * invstd / std + std * by_var)
         centered = centered * (2 / (x.shape[0] - 1) * through_var)
-        return ((grad - grad.mean(0)) * invstd).add_(centered)
+        return ((grad - grad.mean(0)) * invstd).add_(centered).to(dtype)
