@@ -227,9 +227,12 @@ def test_one_update_in_single_precision(make_filled: MakeModel, cls: type[SAC], 
     assert (ours - theirs).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("cls, critic", CRITICS_OF_ROUTES)
-def test_half_precision_is_close(make_filled: MakeModel, cls: type[SAC], critic: str) -> None:
-    model = train(make_filled(cls, policy_kwargs={"critic": critic}), 100)
+@pytest.mark.parametrize(
+    "cls, critic, settings",
+    [*((cls, critic, "plain") for cls, critic in CRITICS_OF_ROUTES), (PathwiseAC, "batch_renorm", "renorm")],
+)
+def test_half_precision_is_close(make_filled: MakeModel, cls: type[SAC], critic: str, settings: str) -> None:
+    model = train(make_filled(cls, settings, policy_kwargs={"critic": critic}), 100)
     low = copy.deepcopy(model)
     low.precision = "bfloat16"
     for one in (model, low):
@@ -243,6 +246,15 @@ def test_half_precision_is_close(make_filled: MakeModel, cls: type[SAC], critic:
         assert losses[1] == pytest.approx(losses[0], rel=0.02, abs=0.01) and losses[0] != losses[1]
     train(low, 200)
     assert all(th.isfinite(tensor).all() for tensor in state(low).values())
+
+
+@pytest.mark.parametrize("critic", ["twin", "quantile", "batch_renorm"])
+def test_half_precision_of_double_precision(make_filled: MakeModel, critic: str) -> None:
+    model = make_filled(PathwiseAC, policy_kwargs={"critic": critic}, precision="bfloat16")
+    model.policy.double()
+    train(model, 5)
+    assert_runs(model, FusedEngine)
+    assert all(param.dtype is th.float64 and th.isfinite(param).all() for param in model.policy.parameters())
 
 
 def renew(network: Any, **kwargs: Any) -> None:

@@ -12,6 +12,7 @@ import gymnasium as gym
 import pytest
 import torch as th
 from stable_baselines3 import SAC
+from torch import nn
 
 from sb3_pathwise import PathwiseAC
 
@@ -53,15 +54,18 @@ def test_gradients_are_close_to_those_in_float32(make_model: MakeModel, algorith
     assert model.logger.name_to_value["train/critic_loss"] > 0
 
 
-def test_products_follow_the_weights(make_model: MakeModel) -> None:
+@pytest.mark.parametrize("critic", ["twin", "batch_renorm"])
+def test_products_follow_the_weights(make_model: MakeModel, critic: str) -> None:
     """Whatever copies of the weights there are in bfloat16."""
-    model = make_model(PathwiseAC, **WIDE).learn(200)
+    model = make_model(PathwiseAC, **WIDE | {"policy_kwargs": {"net_arch": [64, 64], "critic": critic}}).learn(200)
     before = gradients(model, "bfloat16")
+    networks = [model.actor.latent_pi, model.critic.qf0, *(target.qf1 for target in [model.critic_target] if critic == "twin")]
     with th.no_grad():
-        for network in (model.actor.latent_pi, model.critic.qf0, model.critic_target.qf1):
-            network[2].weight.mul_(-1)
+        for network in networks:
+            first, second, *_ = (layer for layer in network if isinstance(layer, nn.Linear))
+            second.weight.mul_(-1)
             # Behind torch's back
-            network[0].weight.data.mul_(0.5)
+            first.weight.data.mul_(0.5)
     after = gradients(model, "bfloat16")
     assert any((after[name] - gradient).norm() > gradient.norm() for name, gradient in before.items())
     assert_rounded(after, gradients(model, "float32"))

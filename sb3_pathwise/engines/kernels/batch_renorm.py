@@ -25,7 +25,7 @@ class BatchRenormKernel:
     :param model: The model, for which ``reason_not`` is ``None``
     :param adam: The critics' optimizer
     :param workspace: Memory for intermediate results
-    :param low_dtype: dtype of the products of the folded networks, if it is another one
+    :param low_dtype: dtype of the products of the layers before the last, if it is another one
     """
 
     rule = BatchRenormCritic

@@ -71,7 +71,8 @@ class NormalizedMLP:
     ) -> None:
         self.norms = norms
         self.layers = [(weight.detach(), bias.detach()) for weight, bias in layers]
-        self.low = copies_of(self.layers, low_dtype)
+        # Torch normalises bfloat16 with parameters in float32 only
+        self.low = copies_of(self.layers, low_dtype if norms[0].scale.dtype is th.float32 else None)
         used = [self.low.get(i, layer) for i, layer in enumerate(self.layers)]
         self.used = [(weight, weight.t(), bias) for weight, bias in used]
         self.grads = grads
@@ -155,7 +156,7 @@ class NormalizedMLP:
             weight, _, _ = self.used[i]
             grad_weight, grad_bias = self.grads[i]
             n = grad.shape[0]
-            th.sum(grad, 0, dtype=grad_bias.dtype, out=grad_bias)
+            th.sum(grad, 0, out=grad_bias)
             product_into(grad.t(), y if n == y.shape[0] else y[:n], grad_weight)
             grad_y = self.workspace.get(("grad", i), *x.shape, x.dtype)
             first = grad_y if n == y.shape[0] else grad_y[:n]
