@@ -3,33 +3,35 @@ Returns on MuJoCo after 100,000 steps: the tables of README and documentation.
 
 They are made from text alone: `examples/figures/mujoco` has the runs of `sb3-pathwise compare` (the command is in
 `docs/guide/results.md`), what peers have published, and the seconds that 1,000 steps of training take, from which
-`sb3-pathwise report --seconds` draws curves over time. Needs `pip install -e '.[compare,mujoco]'`.
+`sb3-pathwise report --seconds` draws curves over time; `mujoco-narrow` beside it has what was tried before. Needs
+`pip install -e '.[compare,mujoco]'`.
 
     python examples/mujoco_returns.py              # the tables
     python examples/mujoco_returns.py --measure    # the seconds, in turns: some minutes, on a core with nothing else to do
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pandas as pd
 
 from sb3_pathwise.experiments.bench_measure import make_model, measure, processor
 
 FOLDER = Path(__file__).parent / "figures" / "mujoco"
+NARROW = FOLDER.with_name("mujoco-narrow")
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
-# With the numbers of samples that `zoo_configs` has for these tasks
-ALGORITHMS: dict[str, dict[str, Any]] = {"pathwise_crossq": {}, "likelihood_ratio_crossq": {"n_action_samples": 32}}
+ALGORITHMS = ("pathwise_crossq", "likelihood_ratio_crossq")
+PRECISIONS = ("float32", "bfloat16")
 # Evaluations from here on are one number
 LATE = 80_000
 
 
-def late_returns() -> pd.Series:
+def late_returns(folder: Path = FOLDER) -> pd.Series:
     """:return: Mean return from 80,000 to 100,000 steps, by algorithm, environment and seed"""
-    results = pd.read_csv(FOLDER / "results.csv")
+    results = pd.read_csv(folder / "results.csv")
     return results[results["step"] >= LATE].groupby(["algorithm", "environment", "seed"])["return"].mean()
 
 
@@ -62,26 +64,57 @@ def peers_table(peers: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def widths_table(late: pd.Series, narrow: pd.Series) -> str:
+    """:return: A line per task whose critics are wide: what was trained with seed 0 before, and what is trained now"""
+    variants = list(dict.fromkeys(narrow.index.get_level_values("algorithm")))
+    lines = ["| seed 0 | 256 wide, float32 | the same, observations normalised | 512 wide, bfloat16 |", "|---" * 4 + "|"]
+    for env in sorted(set(narrow.index.get_level_values("environment"))):
+        found = [narrow.get((variant, env, 0)) for variant in variants] + [late.get((ALGORITHMS[0], env, 0))]
+        lines.append(f"| {env} | {' | '.join('' if value is None else f'{value:,.0f}' for value in found)} |")
+    return "\n".join(lines)
+
+
 def measure_seconds(tasks: Sequence[str] = TASKS, n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
-    """:return: Seconds of CPU time for 1,000 steps of training, the median of turns, SB3's SAC among them"""
+    """
+    :return: Seconds of CPU time for 1,000 steps of training, the median of turns, SB3's SAC among them: of an algorithm as it
+        was trained, and in either precision
+    """
+    cells = json.loads((FOLDER / "comparison.json").read_text())["cells"]
     rows = []
-    for task in tasks:
-        models = {"sac": make_model("sac", f"{task}-v5", buffer_size=100_000)}
-        models |= {name: make_model(name, f"{task}-v5", buffer_size=100_000, **more) for name, more in ALGORITHMS.items()}
-        for name, found in measure(models, n_steps, turns).items():
-            seconds = 1000 / median(turn.steps_per_second for turn in found)
-            rows.append({"algorithm": name, "environment": f"{task}-v5", "seconds_per_1000_steps": round(seconds, 3)})
-            print(f"{name} on {task}-v5: {seconds:.2f} s for 1,000 steps", flush=True)
+    for env in (f"{task}-v5" for task in tasks):
+        models, trained = {"sac": make_model("sac", env, buffer_size=100_000)}, {}
+        for name in ALGORITHMS:
+            settings = cells[name][env]["hyperparams"]
+            trained[name] = f"{name}:precision={settings.get('precision', PRECISIONS[0])}"
+            samples = {key: value for key, value in settings.items() if key == "n_action_samples"}
+            for precision in PRECISIONS:
+                models[f"{name}:precision={precision}"] = make_model(
+                    *(name, env),
+                    buffer_size=100_000,
+                    precision=precision,
+                    # As rl_zoo3 reads it
+                    policy_kwargs=eval(settings["policy_kwargs"]),
+                    **samples,
+                )
+        seconds = {
+            name: round(1000 / median(turn.steps_per_second for turn in found), 3)
+            for name, found in measure(models, n_steps, turns).items()
+        }
+        seconds |= {name: seconds[variant] for name, variant in trained.items()}
+        rows += [{"algorithm": name, "environment": env, "seconds_per_1000_steps": value} for name, value in seconds.items()]
+        print(env, seconds, flush=True)
     return pd.DataFrame(rows).assign(processor=processor())
 
 
 def seconds_table(seconds: pd.DataFrame) -> str:
     """:return: A line per task: seconds for 1,000 steps as a share of those of SB3's SAC"""
     paces = seconds.set_index(["algorithm", "environment"])["seconds_per_1000_steps"]
-    lines = [f"| time of SB3's SAC | {' | '.join(f'`{name}`' for name in ALGORITHMS)} |", "|---" * (1 + len(ALGORITHMS)) + "|"]
-    for task in TASKS:
-        shares = [paces[name, f"{task}-v5"] / paces["sac", f"{task}-v5"] for name in ALGORITHMS]
-        lines.append(f"| {task}-v5 | {' | '.join(f'{share:.2f} x' for share in shares)} |")
+    columns = [(name, precision) for name in ALGORITHMS for precision in PRECISIONS]
+    heads = [f"`{name}`, {precision}" for name, precision in columns]
+    lines = [f"| time of SB3's SAC | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for env in (f"{task}-v5" for task in TASKS):
+        shares = [paces[f"{name}:precision={precision}", env] / paces["sac", env] for name, precision in columns]
+        lines.append(f"| {env} | {' | '.join(f'{share:.2f} x' for share in shares)} |")
     return "\n".join(lines)
 
 
@@ -91,7 +124,8 @@ def main() -> None:
     if parser.parse_args().measure:
         measure_seconds().to_csv(FOLDER / "seconds.csv", index=False)
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
-    tables = [readme_table(late_returns(), peers), peers_table(peers)]
+    late = late_returns()
+    tables = [readme_table(late, peers), peers_table(peers), widths_table(late, late_returns(NARROW))]
     if (FOLDER / "seconds.csv").exists():
         tables.append(seconds_table(pd.read_csv(FOLDER / "seconds.csv")))
     print(*tables, sep="\n\n")

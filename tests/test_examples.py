@@ -51,7 +51,11 @@ def test_mujoco() -> None:
     """Seconds are measured as the committed file has them; the tables are in ``test_readme.py``."""
     script = runpy.run_path(str(EXAMPLES / "mujoco_returns.py"))
     measured = script["measure_seconds"](("Hopper",), n_steps=2, turns=1)
-    assert list(measured["algorithm"]) == ["sac", *script["ALGORITHMS"]]
+    algorithms = script["ALGORITHMS"]
+    variants = [f"{name}:precision={precision}" for name in algorithms for precision in ("float32", "bfloat16")]
+    assert list(measured["algorithm"]) == ["sac", *variants, *algorithms]
+    seconds = list(measured["seconds_per_1000_steps"])
+    assert seconds[-2:] == [seconds[1], seconds[3]]
     assert set(measured["environment"]) == {"Hopper-v5"} and (measured["seconds_per_1000_steps"] > 0).all()
     assert list(measured.columns) == list(read_csv(script["FOLDER"] / "seconds.csv")[0])
 

@@ -157,6 +157,7 @@ def test_mujoco() -> None:
     assert script["readme_table"](script["late_returns"](), peers) in (ROOT / "README.md").read_text()
     results = (ROOT / "docs" / "guide" / "results.md").read_text()
     assert script["peers_table"](peers) in results
+    assert script["widths_table"](script["late_returns"](), script["late_returns"](script["NARROW"])) in results
     assert script["seconds_table"](pd.read_csv(script["FOLDER"] / "seconds.csv")) in results
 
 

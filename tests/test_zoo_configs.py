@@ -6,6 +6,7 @@ How the command line finds them is in ``test_zoo.py``.
 
 import contextlib
 import io
+import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ TASKS = {
     *("Reacher-v5", "Pusher-v5", "InvertedPendulum-v5", "InvertedDoublePendulum-v5"),
     "default",
 }
+# Whose critics of CrossQ are 512 wide
+WIDE = ("Ant-v5", "Humanoid-v5")
 MUJOCO = sorted(env_id for env_id in TASKS if env_id.endswith("-v5"))
 CRITICS = {algo: registry.CRITIC_OF.get(algo, "twin") for algo in registry.ALGORITHMS}
 # Names of a route's own arguments, in which the files of a critic may differ
@@ -112,14 +115,26 @@ def test_all_files_train_as_long() -> None:
             assert entry["n_timesteps"] == CONFIGS["pathwise_ac"][env_id]["n_timesteps"], (algo, env_id)
 
 
-def test_narrow_crossq_on_mujoco() -> None:
+def test_crossq_on_mujoco() -> None:
     for env_id in MUJOCO:
         entry = CONFIGS["pathwise_crossq"][env_id]
         assert entry["learning_rate"] == 1e-3
         assert (entry["policy_delay"], entry["ent_coef"], entry["learning_starts"]) == (3, "auto_0.1", 5000)
         policy_kwargs = eval(entry["policy_kwargs"])
-        assert policy_kwargs["net_arch"] == [256, 256]
+        assert policy_kwargs["net_arch"] == ({"pi": [256, 256], "qf": [512, 512]} if env_id in WIDE else [256, 256])
         assert policy_kwargs["optimizer_kwargs"] == {"betas": (0.5, 0.999)}
+
+
+@pytest.mark.parametrize("algo", ["pathwise_crossq", "likelihood_ratio_crossq"])
+def test_trained_is_what_the_zoo_has(algo: str) -> None:
+    """The benchmark on MuJoCo, but for the precision of wide critics."""
+    folder = FOLDER.parent / "examples" / "figures" / "mujoco"
+    trained = yaml.safe_load((folder / f"{algo}.yml").read_text())
+    cells = json.loads((folder / "comparison.json").read_text())["cells"][algo]
+    assert trained == {env_id: {"n_timesteps": 100_000, **cell["hyperparams"]} for env_id, cell in cells.items()}
+    for env_id, entry in trained.items():
+        ours = CONFIGS[algo][env_id] | {"n_timesteps": 100_000}
+        assert entry == ours | ({"precision": "bfloat16"} if env_id in WIDE else {})
 
 
 UPSTREAM: dict[str, dict[str, dict[str, Any]]] = {
@@ -179,7 +194,8 @@ def test_values_are_those_of_crossq() -> None:
         ours, theirs = (eval(values.pop("policy_kwargs", "{}")) for values in (entry, expected))
         assert entry == expected, env_id
         assert ours.pop("critic") == "batch_renorm" and ours.pop("optimizer_kwargs") == {"betas": (0.5, 0.999)}
-        assert ours.pop("net_arch") == ([64, 64] if env_id == "MountainCarContinuous-v0" else [256, 256])
+        narrow = [64, 64] if env_id == "MountainCarContinuous-v0" else [256, 256]
+        assert ours.pop("net_arch") == ({"pi": [256, 256], "qf": [512, 512]} if env_id in WIDE else narrow)
         theirs.pop("net_arch", None)
         assert ours == theirs, env_id
 
