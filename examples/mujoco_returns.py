@@ -25,14 +25,19 @@ NARROW = FOLDER.with_name("mujoco-narrow")
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
 ALGORITHMS = ("pathwise_crossq", "likelihood_ratio_crossq")
 PRECISIONS = ("float32", "bfloat16")
-# Evaluations from here on are one number
-LATE = 80_000
+# Evaluations between these steps are one number
+EARLY, LATE = (30_000, 50_000), (80_000, 100_000)
 
 
-def late_returns(folder: Path = FOLDER) -> pd.Series:
-    """:return: Mean return from 80,000 to 100,000 steps, by algorithm, environment and seed"""
+def mean_returns(folder: Path = FOLDER, steps: tuple[float, float] = LATE) -> pd.Series:
+    """:return: Mean return of the evaluations between two steps, by algorithm, environment and seed"""
     results = pd.read_csv(folder / "results.csv")
-    return results[results["step"] >= LATE].groupby(["algorithm", "environment", "seed"])["return"].mean()
+    return results[results["step"].between(*steps)].groupby(["algorithm", "environment", "seed"])["return"].mean()
+
+
+def _with_seeds(seeds: pd.Series) -> str:
+    each = ", ".join(f"{value:,.0f}" for value in seeds)
+    return f"{seeds.mean():,.0f} ({each})" if len(seeds) > 1 else each
 
 
 def readme_table(late: pd.Series, peers: pd.DataFrame) -> str:
@@ -45,9 +50,7 @@ def readme_table(late: pd.Series, peers: pd.DataFrame) -> str:
     for task in TASKS:
         cells = [f"{task}-v5"]
         for algorithm in ALGORITHMS:
-            seeds = late.get((algorithm, f"{task}-v5"), pd.Series(dtype=float))
-            each = ", ".join(f"{value:,.0f}" for value in seeds)
-            cells.append(f"{seeds.mean():,.0f} ({each})" if len(seeds) > 1 else each)
+            cells.append(_with_seeds(late.get((algorithm, f"{task}-v5"), pd.Series(dtype=float))))
         published = peers[f"{task}-v4"]
         best = published.idxmax()
         cells += [f"{published['SAC']:,}", f"{published[best]:,} ({best.partition(',')[0]}, {peers['arithmetic'][best]} x)"]
@@ -71,6 +74,19 @@ def widths_table(late: pd.Series, narrow: pd.Series) -> str:
     for env in sorted(set(narrow.index.get_level_values("environment"))):
         found = [narrow.get((variant, env, 0)) for variant in variants] + [late.get((ALGORITHMS[0], env, 0))]
         lines.append(f"| {env} | {' | '.join('' if value is None else f'{value:,.0f}' for value in found)} |")
+    return "\n".join(lines)
+
+
+def early_table(seconds: pd.DataFrame) -> str:
+    """:return: A line per task of the study: both routes after as many steps, and after as much time"""
+    paces = seconds.set_index(["algorithm", "environment"])["seconds_per_1000_steps"]
+    pathwise, likelihood_ratio = ALGORITHMS
+    lines = ["| task | pathwise | likelihood ratio | likelihood ratio, as much time |", "|---" * 4 + "|"]
+    for env in ("Hopper-v5", "HalfCheetah-v5"):
+        share = paces[pathwise, env] / paces[likelihood_ratio, env]
+        early, as_long = mean_returns(steps=EARLY), mean_returns(steps=(EARLY[0] * share, EARLY[1] * share))
+        cells = [early[pathwise, env], early[likelihood_ratio, env], as_long[likelihood_ratio, env]]
+        lines.append(f"| {env} | {' | '.join(map(_with_seeds, cells))} |")
     return "\n".join(lines)
 
 
@@ -124,10 +140,9 @@ def main() -> None:
     if parser.parse_args().measure:
         measure_seconds().to_csv(FOLDER / "seconds.csv", index=False)
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
-    late = late_returns()
-    tables = [readme_table(late, peers), peers_table(peers), widths_table(late, late_returns(NARROW))]
-    if (FOLDER / "seconds.csv").exists():
-        tables.append(seconds_table(pd.read_csv(FOLDER / "seconds.csv")))
+    late, seconds = mean_returns(), pd.read_csv(FOLDER / "seconds.csv")
+    tables = [readme_table(late, peers), peers_table(peers), widths_table(late, mean_returns(NARROW))]
+    tables += [seconds_table(seconds), early_table(seconds)]
     print(*tables, sep="\n\n")
 
 
