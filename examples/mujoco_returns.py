@@ -68,12 +68,12 @@ def peers_table(peers: pd.DataFrame) -> str:
 
 
 def widths_table(late: pd.Series, narrow: pd.Series) -> str:
-    """:return: A line per task whose critics are wide: what was trained with seed 0 before, and what is trained now"""
-    variants = list(dict.fromkeys(narrow.index.get_level_values("algorithm")))
-    lines = ["| seed 0 | 256 wide, float32 | the same, observations normalised | 512 wide, bfloat16 |", "|---" * 4 + "|"]
+    """:return: A line per task whose critics are wide: what was trained before, and what is trained now"""
+    before = list(dict.fromkeys(narrow.index.get_level_values("algorithm")))
+    lines = ["| task | 256 wide, float32 | the same, observations normalised | 512 wide, bfloat16 |", "|---" * 4 + "|"]
     for env in sorted(set(narrow.index.get_level_values("environment"))):
-        found = [narrow.get((variant, env, 0)) for variant in variants] + [late.get((ALGORITHMS[0], env, 0))]
-        lines.append(f"| {env} | {' | '.join('' if value is None else f'{value:,.0f}' for value in found)} |")
+        cells = [narrow.get((variant, env), pd.Series(dtype=float)) for variant in before] + [late[ALGORITHMS[0], env]]
+        lines.append(f"| {env} | {' | '.join(map(_with_seeds, cells))} |")
     return "\n".join(lines)
 
 
