@@ -11,7 +11,7 @@ from sb3_contrib.common.torch_layers import BatchRenorm1d
 from torch import nn
 
 from sb3_pathwise.engines.kernels.adam import AdamKernel
-from sb3_pathwise.engines.kernels.linear import Workspace, linear_relu, product, product_into, relu_backward
+from sb3_pathwise.engines.kernels.linear import Workspace, linear_relu, product_into, relu_backward
 from sb3_pathwise.engines.kernels.mlp import MLP, Layer, copies_of
 
 
