@@ -158,7 +158,7 @@ class NormalizedMLP:
             n = grad.shape[0]
             th.sum(grad, 0, out=grad_bias)
             product_into(grad.t(), y if n == y.shape[0] else y[:n], grad_weight)
-            grad_y = self.workspace.get(("grad", i), *x.shape, x.dtype)
+            grad_y = self.workspace.get(("grad", i), x.shape[0], x.shape[1], x.dtype)
             first = grad_y if n == y.shape[0] else grad_y[:n]
             if grad.shape[1] == 1:
                 th.mul(grad, weight, out=first)
