@@ -35,9 +35,12 @@ def mean_returns(folder: Path = FOLDER, steps: tuple[float, float] = LATE) -> pd
     return results[results["step"].between(*steps)].groupby(["algorithm", "environment", "seed"])["return"].mean()
 
 
+def _each(seeds: pd.Series) -> str:
+    return ", ".join(f"{value:,.0f}" for value in seeds)
+
+
 def _with_seeds(seeds: pd.Series) -> str:
-    each = ", ".join(f"{value:,.0f}" for value in seeds)
-    return f"{seeds.mean():,.0f} ({each})" if len(seeds) > 1 else each
+    return f"{seeds.mean():,.0f} ({_each(seeds)})" if len(seeds) > 1 else _each(seeds)
 
 
 def readme_table(late: pd.Series, peers: pd.DataFrame) -> str:
@@ -73,7 +76,7 @@ def widths_table(late: pd.Series, narrow: pd.Series) -> str:
     lines = ["| task | 256 wide, float32 | the same, observations normalised | 512 wide, bfloat16 |", "|---" * 4 + "|"]
     for env in sorted(set(narrow.index.get_level_values("environment"))):
         cells = [narrow.get((variant, env), pd.Series(dtype=float)) for variant in before] + [late[ALGORITHMS[0], env]]
-        lines.append(f"| {env} | {' | '.join(map(_with_seeds, cells))} |")
+        lines.append(f"| {env} | {' | '.join(map(_each, cells))} |")
     return "\n".join(lines)
 
 
