@@ -59,7 +59,9 @@ def test_products_follow_the_weights(make_model: MakeModel, critic: str) -> None
     """Whatever copies of the weights there are in bfloat16."""
     model = make_model(PathwiseAC, **WIDE | {"policy_kwargs": {"net_arch": [64, 64], "critic": critic}}).learn(200)
     before = gradients(model, "bfloat16")
-    networks = [model.actor.latent_pi, model.critic.qf0, *(target.qf1 for target in [model.critic_target] if critic == "twin")]
+    networks = [model.actor.latent_pi, model.critic.qf0]
+    if model.critic_rule.has_target:
+        networks.append(model.critic_target.qf1)
     with th.no_grad():
         for network in networks:
             first, second, *_ = (layer for layer in network if isinstance(layer, nn.Linear))

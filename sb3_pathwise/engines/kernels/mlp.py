@@ -36,19 +36,6 @@ def parameters(module: nn.Module) -> list[Layer]:
     return [(child.weight, child.bias) for child in module.children() if isinstance(child, nn.Linear)]
 
 
-def copies_of(layers: list[Layer], low_dtype: th.dtype | None) -> dict[int, Layer]:
-    """
-    :param layers: Weight and bias of the layers of a network
-    :param low_dtype: A lower precision, if any
-    :return: copies in it, by number of the layer, of those before the last: outputs stay in full precision
-    """
-    return {
-        i: (weight.to(low_dtype), bias.to(low_dtype))
-        for i, (weight, bias) in enumerate(layers[:-1])
-        if low_dtype is not None and weight.shape[0] >= MIN_WIDTH
-    }
-
-
 class Trace(NamedTuple):
     """
     What a network has computed.
@@ -90,7 +77,12 @@ class MLP:
         self.layers = [(weight.detach(), bias.detach()) for weight, bias in layers]
         self.workspace = workspace
         self.grads = grads
-        self.low = copies_of(self.layers, low_dtype)
+        # Of the layers before the last one: outputs stay in full precision
+        self.low: dict[int, Layer] = {
+            i: (weight.to(low_dtype), bias.to(low_dtype))
+            for i, (weight, bias) in enumerate(self.layers[:-1])
+            if low_dtype is not None and weight.shape[0] >= MIN_WIDTH
+        }
         # What a product takes: the weights as they are stored, and their transposes
         used = [self.low.get(i, layer) for i, layer in enumerate(self.layers)]
         self.used = [(weight, weight.t(), bias) for weight, bias in used]

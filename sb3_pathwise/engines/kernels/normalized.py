@@ -12,7 +12,7 @@ from torch import nn
 
 from sb3_pathwise.engines.kernels.adam import AdamKernel
 from sb3_pathwise.engines.kernels.linear import Workspace, linear_relu, product_into, relu_backward
-from sb3_pathwise.engines.kernels.mlp import MLP, Layer, copies_of
+from sb3_pathwise.engines.kernels.mlp import MLP, Layer
 
 
 def reason_not_normalized(module: nn.Module, n_linear_after: int = 0) -> str | None:
@@ -70,11 +70,9 @@ class NormalizedMLP:
         low_dtype: th.dtype | None,
     ) -> None:
         self.norms = norms
-        self.layers = [(weight.detach(), bias.detach()) for weight, bias in layers]
         # Torch normalises bfloat16 with parameters in float32 only
-        self.low = copies_of(self.layers, low_dtype if norms[0].scale.dtype is th.float32 else None)
-        used = [self.low.get(i, layer) for i, layer in enumerate(self.layers)]
-        self.used = [(weight, weight.t(), bias) for weight, bias in used]
+        self.plain = MLP(layers, workspace, None, low_dtype if norms[0].scale.dtype is th.float32 else None)
+        self.layers = self.plain.layers
         self.grads = grads
         self.norm_grads = adam.grads_of([(norm.scale, norm.bias) for norm in norms])
         self.affine = [(norm.scale.detach(), norm.bias.detach()) for norm in norms]
@@ -104,11 +102,10 @@ class NormalizedMLP:
         :param name: Name of the memory for the layers
         :return: for ``backward``; the output
         """
-        for i, copies in self.low.items():
-            th._foreach_copy_(list(copies), list(self.layers[i]))
+        self.plain.refresh()
         trace = []
         last = len(self.layers) - 1
-        for i, (weight, weight_t, bias) in enumerate(self.used):
+        for i, (weight, weight_t, bias) in enumerate(self.plain.used):
             y, saved = self._normalize(i, x)
             y = y.to(weight.dtype)
             trace.append(Step(x, y, saved))
@@ -153,7 +150,7 @@ class NormalizedMLP:
         """
         for i in reversed(range(len(self.layers))):
             x, y, saved = trace[i]
-            weight, _, _ = self.used[i]
+            weight, _, _ = self.plain.used[i]
             grad_weight, grad_bias = self.grads[i]
             n = grad.shape[0]
             th.sum(grad, 0, out=grad_bias)
