@@ -3,8 +3,8 @@ Returns on MuJoCo after 100,000 steps: the tables of README and documentation.
 
 They are made from text alone: `examples/figures/mujoco` has the runs of `sb3-pathwise compare` (the command is in
 `docs/guide/results.md`), what peers have published, and the seconds that 1,000 steps of training take, from which
-`sb3-pathwise report --seconds` draws curves over time; `mujoco-narrow` beside it has what was tried before. Needs
-`pip install -e '.[compare,mujoco]'`.
+`sb3-pathwise report --seconds` draws curves over time. `mujoco-256` beside it has the same with batches of 256, and
+`mujoco-tried` what else was tried. Needs `pip install -e '.[compare,mujoco]'`.
 
     python examples/mujoco_returns.py              # the tables
     python examples/mujoco_returns.py --measure    # the seconds, in turns: some minutes, on a core with nothing else to do
@@ -21,10 +21,21 @@ import pandas as pd
 from sb3_pathwise.experiments.bench_measure import make_model, measure, processor
 
 FOLDER = Path(__file__).parent / "figures" / "mujoco"
-NARROW = FOLDER.with_name("mujoco-narrow")
+LARGE_BATCHES = FOLDER.with_name("mujoco-256")
+# What else `pathwise_crossq` was tried with: a folder for each setting
+OTHERS = FOLDER.with_name("mujoco-tried")
+TRIED = {
+    "batches of 256": LARGE_BATCHES,
+    "batches of 256, critics 256 wide, float32": OTHERS / "narrow",
+    "the same, observations normalised": OTHERS / "normalised",
+    "batches of 64": OTHERS / "batches-of-64",
+    "`n_steps=3`": OTHERS / "three-steps",
+}
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
 ALGORITHMS = ("pathwise_crossq", "likelihood_ratio_crossq")
 PRECISIONS = ("float32", "bfloat16")
+# Hyperparameters that `make_model` has already
+NOT_MEASURED = ("policy", "learning_starts")
 # Evaluations between these steps are one number
 EARLY, LATE = (30_000, 50_000), (80_000, 100_000)
 
@@ -43,17 +54,25 @@ def _with_seeds(seeds: pd.Series) -> str:
     return f"{seeds.mean():,.0f} ({_each(seeds)})" if len(seeds) > 1 else _each(seeds)
 
 
-def readme_table(late: pd.Series, peers: pd.DataFrame) -> str:
-    """:return: A line per task: mean and seeds of our algorithms, and what is published"""
-    heads = [f"`{algorithm}`: mean (each seed)" for algorithm in ALGORITHMS]
-    lines = [
-        f"| task | {' | '.join(heads)} | SAC, published | best published (x SAC's arithmetic) |",
-        "|---" * (3 + len(heads)) + "|",
-    ]
+def _paces(seconds: pd.DataFrame) -> pd.Series:
+    return seconds.set_index(["algorithm", "environment"])["seconds_per_1000_steps"]
+
+
+def _share(paces: pd.Series, name: str, env: str) -> str:
+    return f"{paces[name, env] / paces['sac', env]:.2f} x"
+
+
+def readme_table(late: pd.Series, large: pd.Series, seconds: pd.DataFrame, peers: pd.DataFrame) -> str:
+    """:return: A line per task: mean and seeds of our algorithms, the first one's time, and what is published"""
+    paces = _paces(seconds)
+    both = (("", late), (", batches of 256", large))
+    ours = {f"`{name}`{batches}": returns[name] for batches, returns in both for name in ALGORITHMS if name in returns}
+    first, *others = ours
+    heads = ["task", first, "in time of SB3's SAC", *others, "SAC, published", "best published (x SAC's arithmetic)"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for task in TASKS:
-        cells = [f"{task}-v5"]
-        for algorithm in ALGORITHMS:
-            cells.append(_with_seeds(late.get((algorithm, f"{task}-v5"), pd.Series(dtype=float))))
+        cells = [_with_seeds(returns.get(f"{task}-v5", pd.Series(dtype=float))) for returns in ours.values()]
+        cells = [f"{task}-v5", cells[0], _share(paces, ALGORITHMS[0], f"{task}-v5"), *cells[1:]]
         published = peers[f"{task}-v4"]
         best = published.idxmax()
         cells += [f"{published['SAC']:,}", f"{published[best]:,} ({best.partition(',')[0]}, {peers['arithmetic'][best]} x)"]
@@ -70,25 +89,26 @@ def peers_table(peers: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def widths_table(late: pd.Series, narrow: pd.Series) -> str:
-    """:return: A line per task whose critics are wide: what was trained before, and what is trained now"""
-    before = list(dict.fromkeys(narrow.index.get_level_values("algorithm")))
-    lines = ["| task | 256 wide, float32 | the same, observations normalised | 512 wide, bfloat16 |", "|---" * 4 + "|"]
-    for env in sorted(set(narrow.index.get_level_values("environment"))):
-        cells = [narrow.get((variant, env), pd.Series(dtype=float)) for variant in before] + [late[ALGORITHMS[0], env]]
-        lines.append(f"| {env} | {' | '.join(map(_each, cells))} |")
+def tried_table() -> str:
+    """:return: A line for each setting of `pathwise_crossq` beside the zoo's: each seed's return"""
+    lines = [f"| setting | {' | '.join(f'{task}-v5' for task in TASKS)} |", "|---" * (1 + len(TASKS)) + "|"]
+    for setting, folder in TRIED.items():
+        late = mean_returns(folder)
+        (name,) = {name for name in late.index.levels[0] if name.startswith(ALGORITHMS[0])}
+        cells = [_each(late[name].get(f"{task}-v5", pd.Series(dtype=float))) for task in TASKS]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def early_table(seconds: pd.DataFrame) -> str:
     """:return: A line per task of the study: both routes after as many steps, and after as much time"""
-    paces = seconds.set_index(["algorithm", "environment"])["seconds_per_1000_steps"]
+    paces = _paces(seconds)
     pathwise, likelihood_ratio = ALGORITHMS
-    early = mean_returns(steps=EARLY)
+    early = mean_returns(LARGE_BATCHES, EARLY)
     lines = ["| task | pathwise | likelihood ratio | likelihood ratio, as much time |", "|---" * 4 + "|"]
     for env in ("Hopper-v5", "HalfCheetah-v5"):
         share = paces[pathwise, env] / paces[likelihood_ratio, env]
-        as_long = mean_returns(steps=(EARLY[0] * share, EARLY[1] * share))
+        as_long = mean_returns(LARGE_BATCHES, (EARLY[0] * share, EARLY[1] * share))
         cells = [early[pathwise, env], early[likelihood_ratio, env], as_long[likelihood_ratio, env]]
         lines.append(f"| {env} | {' | '.join(map(_with_seeds, cells))} |")
     return "\n".join(lines)
@@ -104,17 +124,13 @@ def measure_seconds(tasks: Sequence[str] = TASKS, n_steps: int = 100, turns: int
     for env in (f"{task}-v5" for task in tasks):
         models, trained = {"sac": make_model("sac", env, buffer_size=100_000)}, {}
         for name in ALGORITHMS:
-            settings = cells[name][env]["hyperparams"]
-            trained[name] = f"{name}:precision={settings.get('precision', PRECISIONS[0])}"
-            samples = {key: value for key, value in settings.items() if key == "n_action_samples"}
+            settings = {key: value for key, value in cells[name][env]["hyperparams"].items() if key not in NOT_MEASURED}
+            trained[name] = f"{name}:precision={settings.pop('precision', PRECISIONS[0])}"
+            # As rl_zoo3 reads it
+            settings["policy_kwargs"] = eval(settings["policy_kwargs"])
             for precision in PRECISIONS:
                 models[f"{name}:precision={precision}"] = make_model(
-                    *(name, env),
-                    buffer_size=100_000,
-                    precision=precision,
-                    # As rl_zoo3 reads it
-                    policy_kwargs=eval(settings["policy_kwargs"]),
-                    **samples,
+                    name, env, buffer_size=100_000, precision=precision, **settings
                 )
         seconds = {
             name: round(1000 / median(turn.steps_per_second for turn in found), 3)
@@ -128,13 +144,13 @@ def measure_seconds(tasks: Sequence[str] = TASKS, n_steps: int = 100, turns: int
 
 def seconds_table(seconds: pd.DataFrame) -> str:
     """:return: A line per task: seconds for 1,000 steps as a share of those of SB3's SAC"""
-    paces = seconds.set_index(["algorithm", "environment"])["seconds_per_1000_steps"]
+    paces = _paces(seconds)
     columns = [(name, precision) for name in ALGORITHMS for precision in PRECISIONS]
     heads = [f"`{name}`, {precision}" for name, precision in columns]
     lines = [f"| time of SB3's SAC | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for env in (f"{task}-v5" for task in TASKS):
-        shares = [paces[f"{name}:precision={precision}", env] / paces["sac", env] for name, precision in columns]
-        lines.append(f"| {env} | {' | '.join(f'{share:.2f} x' for share in shares)} |")
+        shares = [_share(paces, f"{name}:precision={precision}", env) for name, precision in columns]
+        lines.append(f"| {env} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
@@ -144,9 +160,9 @@ def main() -> None:
     if parser.parse_args().measure:
         measure_seconds().to_csv(FOLDER / "seconds.csv", index=False)
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
-    late, seconds = mean_returns(), pd.read_csv(FOLDER / "seconds.csv")
-    tables = [readme_table(late, peers), peers_table(peers), widths_table(late, mean_returns(NARROW))]
-    tables += [seconds_table(seconds), early_table(seconds)]
+    seconds, large_seconds = (pd.read_csv(folder / "seconds.csv") for folder in (FOLDER, LARGE_BATCHES))
+    tables = [readme_table(mean_returns(), mean_returns(LARGE_BATCHES), seconds, peers), peers_table(peers), tried_table()]
+    tables += [seconds_table(seconds), seconds_table(large_seconds), early_table(large_seconds)]
     print(*tables, sep="\n\n")
 
 

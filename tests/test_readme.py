@@ -153,14 +153,19 @@ def test_critics_on_pendulum() -> None:
 def test_mujoco() -> None:
     """The tables are those that the script makes of the committed files."""
     script = runpy.run_path(str(ROOT / "examples" / "mujoco_returns.py"))
-    peers = pd.read_csv(script["FOLDER"] / "peers.csv", index_col="method")
-    seconds = pd.read_csv(script["FOLDER"] / "seconds.csv")
-    late, narrow = script["mean_returns"](), script["mean_returns"](script["NARROW"])
-    assert script["readme_table"](late, peers) in (ROOT / "README.md").read_text()
+    folder, large_batches = script["FOLDER"], script["LARGE_BATCHES"]
+    peers = pd.read_csv(folder / "peers.csv", index_col="method")
+    seconds, large_seconds = pd.read_csv(folder / "seconds.csv"), pd.read_csv(large_batches / "seconds.csv")
+    late, large = script["mean_returns"](), script["mean_returns"](large_batches)
+    assert script["readme_table"](late, large, seconds, peers) in (ROOT / "README.md").read_text()
     results, study = ((ROOT / "docs" / "guide" / page).read_text() for page in ("results.md", "study.md"))
-    for table in (script["peers_table"](peers), script["widths_table"](late, narrow), script["seconds_table"](seconds)):
+    for table in (
+        script["peers_table"](peers),
+        script["tried_table"](),
+        *map(script["seconds_table"], (seconds, large_seconds)),
+    ):
         assert table in results
-    assert script["early_table"](seconds) in study
+    assert script["early_table"](large_seconds) in study
 
 
 def test_keys_of_the_zoo() -> None:

@@ -31,7 +31,7 @@ TASKS = {
     "default",
 }
 # Where CrossQ's critics are wider than elsewhere
-WIDE = {env_id: {"pi": [256, 256], "qf": [512, 512]} for env_id in ("Ant-v5", "Humanoid-v5")}
+WIDE = {env_id: {"pi": [256, 256], "qf": [384, 384]} for env_id in ("Ant-v5", "Humanoid-v5")}
 MUJOCO = sorted(env_id for env_id in TASKS if env_id.endswith("-v5"))
 CRITICS = {algo: registry.CRITIC_OF.get(algo, "twin") for algo in registry.ALGORITHMS}
 # Names of a route's own arguments, in which the files of a critic may differ
@@ -120,21 +120,26 @@ def test_crossq_on_mujoco() -> None:
         entry = CONFIGS["pathwise_crossq"][env_id]
         assert entry["learning_rate"] == 1e-3
         assert (entry["policy_delay"], entry["ent_coef"], entry["learning_starts"]) == (3, "auto_0.1", 5000)
+        assert entry["batch_size"] == 128
         policy_kwargs = eval(entry["policy_kwargs"])
         assert policy_kwargs["net_arch"] == WIDE.get(env_id, [256, 256])
         assert policy_kwargs["optimizer_kwargs"] == {"betas": (0.5, 0.999)}
 
 
 @pytest.mark.parametrize("algo", ["pathwise_crossq", "likelihood_ratio_crossq"])
-def test_trained_is_what_the_zoo_has(algo: str) -> None:
-    """The benchmark on MuJoCo, but for the precision of wide critics."""
-    folder = FOLDER.parent / "examples" / "figures" / "mujoco"
+@pytest.mark.parametrize("name", ["mujoco", "mujoco-256"])
+def test_trained_is_what_the_zoo_has(name: str, algo: str) -> None:
+    """The benchmark on MuJoCo, but for the precision of wide critics; with batches of 256, these are wider."""
+    folder = FOLDER.parent / "examples" / "figures" / name
     trained = yaml.safe_load((folder / f"{algo}.yml").read_text())
     cells = json.loads((folder / "comparison.json").read_text())["cells"][algo]
     assert trained == {env_id: {"n_timesteps": 100_000, **cell["hyperparams"]} for env_id, cell in cells.items()}
     for env_id, entry in trained.items():
-        ours = CONFIGS[algo][env_id] | {"n_timesteps": 100_000}
-        assert entry == ours | ({"precision": "bfloat16"} if env_id in WIDE else {})
+        ours = CONFIGS[algo][env_id] | {"n_timesteps": 100_000} | ({"precision": "bfloat16"} if env_id in WIDE else {})
+        if name == "mujoco-256":
+            del ours["batch_size"]
+            ours["policy_kwargs"] = ours["policy_kwargs"].replace("384", "512")
+        assert entry == ours
 
 
 UPSTREAM: dict[str, dict[str, dict[str, Any]]] = {
@@ -184,13 +189,14 @@ def test_values_are_those_of_tqc() -> None:
 
 
 def test_values_are_those_of_crossq() -> None:
-    """But for the width, the length of training, and the temperature at the start on MuJoCo."""
+    """But for the width, the length of training, and on MuJoCo the batches and the temperature at the start."""
     pairs = with_upstream("pathwise_crossq", "crossq")
     assert len(pairs) == 12
     # The class's defaults
     defaults = {"learning_rate": 1e-3, "policy_delay": 3}
     for env_id, (entry, upstream) in pairs.items():
         expected = defaults | upstream | {"n_timesteps": entry["n_timesteps"], "ent_coef": entry["ent_coef"]}
+        expected |= {"batch_size": 128} if env_id in MUJOCO else {}
         ours, theirs = (eval(values.pop("policy_kwargs", "{}")) for values in (entry, expected))
         assert entry == expected, env_id
         assert ours.pop("critic") == "batch_renorm" and ours.pop("optimizer_kwargs") == {"betas": (0.5, 0.999)}
