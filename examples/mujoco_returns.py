@@ -12,7 +12,7 @@ They are made from text alone: `examples/figures/mujoco` has the runs of `sb3-pa
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -25,17 +25,18 @@ LARGE_BATCHES = FOLDER.with_name("mujoco-256")
 # What else `pathwise_crossq` was tried with: a folder for each setting
 OTHERS = FOLDER.with_name("mujoco-tried")
 TRIED = {
-    "batches of 256": LARGE_BATCHES,
     "batches of 256, critics 256 wide, float32": OTHERS / "narrow",
     "the same, observations normalised": OTHERS / "normalised",
     "batches of 64": OTHERS / "batches-of-64",
     "`n_steps=3`": OTHERS / "three-steps",
 }
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
+ENVS = [f"{task}-v5" for task in TASKS]
 ALGORITHMS = ("pathwise_crossq", "likelihood_ratio_crossq")
 PRECISIONS = ("float32", "bfloat16")
 # Hyperparameters that `make_model` has already
 NOT_MEASURED = ("policy", "learning_starts")
+NOTHING = pd.Series(dtype=float)
 # Evaluations between these steps are one number
 EARLY, LATE = (30_000, 50_000), (80_000, 100_000)
 
@@ -62,42 +63,48 @@ def _share(paces: pd.Series, name: str, env: str) -> str:
     return f"{paces[name, env] / paces['sac', env]:.2f} x"
 
 
-def readme_table(late: pd.Series, large: pd.Series, seconds: pd.DataFrame, peers: pd.DataFrame) -> str:
-    """:return: A line per task: mean and seeds of our algorithms, the first one's time, and what is published"""
+def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)).replace(" --- ", "---")
+
+
+def readme_table(late: pd.Series, seconds: pd.DataFrame, peers: pd.DataFrame) -> str:
+    """:return: A line per task: mean and seeds of each algorithm that is trained, its time, and what is published"""
     paces = _paces(seconds)
-    both = (("", late), (", batches of 256", large))
-    ours = {f"`{name}`{batches}": returns[name] for batches, returns in both for name in ALGORITHMS if name in returns}
-    first, *others = ours
-    heads = ["task", first, "in time of SB3's SAC", *others, "SAC, published", "best published (x SAC's arithmetic)"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    ours = [name for name in ALGORITHMS if name in late]
+    heads = ["task", *(head for name in ours for head in (f"`{name}`: mean (each seed)", "in time of SB3's SAC"))]
+    rows = []
     for task in TASKS:
-        cells = [_with_seeds(returns.get(f"{task}-v5", pd.Series(dtype=float))) for returns in ours.values()]
-        cells = [f"{task}-v5", cells[0], _share(paces, ALGORITHMS[0], f"{task}-v5"), *cells[1:]]
-        published = peers[f"{task}-v4"]
+        env, published = f"{task}-v5", peers[f"{task}-v4"]
+        cells = [cell for name in ours for cell in (_with_seeds(late[name].get(env, NOTHING)), _share(paces, name, env))]
         best = published.idxmax()
-        cells += [f"{published['SAC']:,}", f"{published[best]:,} ({best.partition(',')[0]}, {peers['arithmetic'][best]} x)"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        beside = f"{published[best]:,} ({best.partition(',')[0]}, {peers['arithmetic'][best]} x)"
+        rows.append([env, *cells, f"{published['SAC']:,}", beside])
+    return _table([*heads, "SAC, published", "best published (x SAC's arithmetic)"], rows)
 
 
 def peers_table(peers: pd.DataFrame) -> str:
     """:return: A line per method: its arithmetic and returns"""
-    lines = [f"| published | seeds | arithmetic | {' | '.join(f'{task}-v4' for task in TASKS)} |", "|---" * 8 + "|"]
-    for method, row in peers.iterrows():
-        cells = [method, row["seeds"], f"{row['arithmetic']} x", *(f"{row[f'{task}-v4']:,}" for task in TASKS)]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    tasks = [f"{task}-v4" for task in TASKS]
+    rows = (
+        [method, str(row["seeds"]), f"{row['arithmetic']} x", *(f"{row[task]:,}" for task in tasks)]
+        for method, row in peers.iterrows()
+    )
+    return _table(["published", "seeds", "arithmetic", *tasks], rows)
+
+
+def routes_table(large: pd.Series) -> str:
+    """:return: A line per task: mean and seeds of both routes with batches of 256"""
+    rows = ([env, *(_with_seeds(large[name].get(env, NOTHING)) for name in ALGORITHMS)] for env in ENVS)
+    return _table(["batches of 256", *(f"`{name}`" for name in ALGORITHMS)], rows)
 
 
 def tried_table() -> str:
-    """:return: A line for each setting of `pathwise_crossq` beside the zoo's: each seed's return"""
-    lines = [f"| setting | {' | '.join(f'{task}-v5' for task in TASKS)} |", "|---" * (1 + len(TASKS)) + "|"]
+    """:return: A line for each setting that `pathwise_crossq` was tried with, beside the zoo's: each seed's return"""
+    rows = []
     for setting, folder in TRIED.items():
-        late = mean_returns(folder)
-        (name,) = {name for name in late.index.levels[0] if name.startswith(ALGORITHMS[0])}
-        cells = [_each(late[name].get(f"{task}-v5", pd.Series(dtype=float))) for task in TASKS]
-        lines.append(f"| {setting} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        late = mean_returns(folder).droplevel("algorithm")
+        rows.append([setting, *(_each(late.get(env, NOTHING)) for env in ENVS)])
+    return _table(["setting", *ENVS], rows)
 
 
 def early_table(seconds: pd.DataFrame) -> str:
@@ -105,13 +112,13 @@ def early_table(seconds: pd.DataFrame) -> str:
     paces = _paces(seconds)
     pathwise, likelihood_ratio = ALGORITHMS
     early = mean_returns(LARGE_BATCHES, EARLY)
-    lines = ["| task | pathwise | likelihood ratio | likelihood ratio, as much time |", "|---" * 4 + "|"]
+    rows = []
     for env in ("Hopper-v5", "HalfCheetah-v5"):
         share = paces[pathwise, env] / paces[likelihood_ratio, env]
         as_long = mean_returns(LARGE_BATCHES, (EARLY[0] * share, EARLY[1] * share))
         cells = [early[pathwise, env], early[likelihood_ratio, env], as_long[likelihood_ratio, env]]
-        lines.append(f"| {env} | {' | '.join(map(_with_seeds, cells))} |")
-    return "\n".join(lines)
+        rows.append([env, *map(_with_seeds, cells)])
+    return _table(["task", "pathwise", "likelihood ratio", "likelihood ratio, as much time"], rows)
 
 
 def measure_seconds(tasks: Sequence[str] = TASKS, n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
@@ -147,11 +154,8 @@ def seconds_table(seconds: pd.DataFrame) -> str:
     paces = _paces(seconds)
     columns = [(name, precision) for name in ALGORITHMS for precision in PRECISIONS]
     heads = [f"`{name}`, {precision}" for name, precision in columns]
-    lines = [f"| time of SB3's SAC | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for env in (f"{task}-v5" for task in TASKS):
-        shares = [_share(paces, f"{name}:precision={precision}", env) for name, precision in columns]
-        lines.append(f"| {env} | {' | '.join(shares)} |")
-    return "\n".join(lines)
+    rows = ([env, *(_share(paces, f"{name}:precision={precision}", env) for name, precision in columns)] for env in ENVS)
+    return _table(["time of SB3's SAC", *heads], rows)
 
 
 def main() -> None:
@@ -161,8 +165,8 @@ def main() -> None:
         measure_seconds().to_csv(FOLDER / "seconds.csv", index=False)
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
     seconds, large_seconds = (pd.read_csv(folder / "seconds.csv") for folder in (FOLDER, LARGE_BATCHES))
-    tables = [readme_table(mean_returns(), mean_returns(LARGE_BATCHES), seconds, peers), peers_table(peers), tried_table()]
-    tables += [seconds_table(seconds), seconds_table(large_seconds), early_table(large_seconds)]
+    tables = [readme_table(mean_returns(), seconds, peers), peers_table(peers), routes_table(mean_returns(LARGE_BATCHES))]
+    tables += [tried_table(), seconds_table(seconds), seconds_table(large_seconds), early_table(large_seconds)]
     print(*tables, sep="\n\n")
 
 
