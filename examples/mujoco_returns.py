@@ -121,14 +121,14 @@ def early_table(seconds: pd.DataFrame) -> str:
     return _table(["task", "pathwise", "likelihood ratio", "likelihood ratio, as much time"], rows)
 
 
-def measure_seconds(tasks: Sequence[str] = TASKS, n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
+def measure_seconds(envs: Sequence[str] = ENVS, n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
     """
     :return: Seconds of CPU time for 1,000 steps of training, the median of turns, SB3's SAC among them: of an algorithm as it
         was trained, and in either precision
     """
     cells = json.loads((FOLDER / "comparison.json").read_text())["cells"]
     rows = []
-    for env in (f"{task}-v5" for task in tasks):
+    for env in envs:
         models, trained = {"sac": make_model("sac", env, buffer_size=100_000)}, {}
         for name in ALGORITHMS:
             settings = {key: value for key, value in cells[name][env]["hyperparams"].items() if key not in NOT_MEASURED}
