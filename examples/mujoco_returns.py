@@ -3,8 +3,8 @@ Returns on MuJoCo after 100,000 steps: the tables of README and documentation.
 
 They are made from text alone: `examples/figures/mujoco` has the runs of `sb3-pathwise compare` (the command is in
 `docs/guide/results.md`), what peers have published, and the seconds that 1,000 steps of training take, from which
-`sb3-pathwise report --seconds` draws curves over time. `mujoco-256` beside it has the same with batches of 256, and
-`mujoco-tried` what else was tried. Needs `pip install -e '.[compare,mujoco]'`.
+`sb3-pathwise report --seconds` draws curves over time. `mujoco-256` beside it has the same with batches of 256, `mujoco-tried`
+what else was tried, and `mujoco-bfloat16` runs in half the precision. Needs `pip install -e '.[compare,mujoco]'`.
 
     python examples/mujoco_returns.py              # the tables
     python examples/mujoco_returns.py --measure    # the seconds, in turns: some minutes, on a core with nothing else to do
@@ -17,11 +17,13 @@ from pathlib import Path
 from statistics import median
 
 import pandas as pd
+import scipy.stats
 
 from sb3_pathwise.experiments.bench_measure import make_model, measure, processor
 
 FOLDER = Path(__file__).parent / "figures" / "mujoco"
 LARGE_BATCHES = FOLDER.with_name("mujoco-256")
+BFLOAT16 = FOLDER.with_name("mujoco-bfloat16")
 # What else `pathwise_crossq` was tried with: a folder for each setting
 OTHERS = FOLDER.with_name("mujoco-tried")
 TRIED = {
@@ -32,7 +34,9 @@ TRIED = {
 }
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
 ENVS = [f"{task}-v5" for task in TASKS]
-ALGORITHMS = ("pathwise_crossq", "likelihood_ratio_crossq")
+CROSSQ = ("pathwise_crossq", "likelihood_ratio_crossq")
+TWIN = ("pathwise_ac", "likelihood_ratio_ac")
+ALGORITHMS = (*CROSSQ, *TWIN)
 PRECISIONS = ("float32", "bfloat16")
 # Hyperparameters that `make_model` has already
 NOT_MEASURED = ("policy", "learning_starts")
@@ -68,9 +72,9 @@ def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def readme_table(late: pd.Series, seconds: pd.DataFrame, peers: pd.DataFrame) -> str:
-    """:return: A line per task: mean and seeds of each algorithm that is trained, its time, and what is published"""
+    """:return: A line per task: mean and seeds of what is trained on all of them, its time, and what is published"""
     paces = _paces(seconds)
-    ours = [name for name in ALGORITHMS if name in late]
+    ours = [name for name in CROSSQ if name in late and set(ENVS) <= set(late[name].index.get_level_values("environment"))]
     heads = ["task", *(head for name in ours for head in (f"`{name}`: mean (each seed)", "in time of SB3's SAC"))]
     rows = []
     for task in TASKS:
@@ -92,10 +96,12 @@ def peers_table(peers: pd.DataFrame) -> str:
     return _table(["published", "seeds", "arithmetic", *tasks], rows)
 
 
-def routes_table(large: pd.Series) -> str:
-    """:return: A line per task: mean and seeds of both routes with batches of 256"""
-    rows = ([env, *(_with_seeds(large[name].get(env, NOTHING)) for name in ALGORITHMS)] for env in ENVS)
-    return _table(["batches of 256", *(f"`{name}`" for name in ALGORITHMS)], rows)
+def routes_table(small: pd.Series, large: pd.Series) -> str:
+    """:return: A line per task: mean and seeds of both routes with batches of 256, and of the likelihood ratio with 128"""
+    shown = {f"`{name}`, 256": large[name] for name in CROSSQ}
+    shown |= {f"`{name}`, 128": small[name] for name in CROSSQ[1:] if name in small}
+    rows = ([env, *(_with_seeds(late.get(env, NOTHING)) for late in shown.values())] for env in ENVS)
+    return _table(["task and batches", *shown], rows)
 
 
 def tried_table() -> str:
@@ -107,10 +113,28 @@ def tried_table() -> str:
     return _table(["setting", *ENVS], rows)
 
 
+def bfloat16_table(late: pd.Series, env: str = "HalfCheetah-v5") -> str:
+    """:return: A line per critic: the pathwise route in both precisions, and the difference, with 95 % intervals"""
+    low = mean_returns(BFLOAT16)
+    rows = []
+    for name in ("pathwise_ac", "pathwise_crossq"):
+        both = late[name][env], low[f"{name}:precision=bfloat16"][env]
+        cells = [f"{one.mean():,.0f} ± {_half_interval(one):,.0f} ({_each(one)})" for one in both]
+        low_end, high_end = scipy.stats.ttest_ind(*reversed(both), equal_var=False).confidence_interval()
+        difference = both[1].mean() - both[0].mean()
+        rows.append([f"`{name}`", *cells, f"{difference:,.0f} [{low_end:,.0f}, {high_end:,.0f}]"])
+    return _table([env, *PRECISIONS, "difference"], rows)
+
+
+def _half_interval(seeds: pd.Series) -> float:
+    # Student's t
+    return float(scipy.stats.t.ppf(0.975, len(seeds) - 1) * seeds.sem())
+
+
 def early_table(seconds: pd.DataFrame) -> str:
     """:return: A line per task of the study: both routes after as many steps, and after as much time"""
     paces = _paces(seconds)
-    pathwise, likelihood_ratio = ALGORITHMS
+    pathwise, likelihood_ratio = CROSSQ
     early = mean_returns(LARGE_BATCHES, EARLY)
     rows = []
     for env in ("Hopper-v5", "HalfCheetah-v5"):
@@ -134,7 +158,7 @@ def measure_seconds(envs: Sequence[str] = ENVS, n_steps: int = 100, turns: int =
             settings = {key: value for key, value in cells[name][env]["hyperparams"].items() if key not in NOT_MEASURED}
             trained[name] = f"{name}:precision={settings.pop('precision', PRECISIONS[0])}"
             # As rl_zoo3 reads it
-            settings["policy_kwargs"] = eval(settings["policy_kwargs"])
+            settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "{}"))
             for precision in PRECISIONS:
                 models[f"{name}:precision={precision}"] = make_model(
                     name, env, buffer_size=100_000, precision=precision, **settings
@@ -149,10 +173,10 @@ def measure_seconds(envs: Sequence[str] = ENVS, n_steps: int = 100, turns: int =
     return pd.DataFrame(rows).assign(processor=processor())
 
 
-def seconds_table(seconds: pd.DataFrame) -> str:
+def seconds_table(seconds: pd.DataFrame, names: Sequence[str] = CROSSQ) -> str:
     """:return: A line per task: seconds for 1,000 steps as a share of those of SB3's SAC"""
     paces = _paces(seconds)
-    columns = [(name, precision) for name in ALGORITHMS for precision in PRECISIONS]
+    columns = [(name, precision) for name in names for precision in PRECISIONS]
     heads = [f"`{name}`, {precision}" for name, precision in columns]
     rows = ([env, *(_share(paces, f"{name}:precision={precision}", env) for name, precision in columns)] for env in ENVS)
     return _table(["time of SB3's SAC", *heads], rows)
@@ -165,8 +189,10 @@ def main() -> None:
         measure_seconds().to_csv(FOLDER / "seconds.csv", index=False)
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
     seconds, large_seconds = (pd.read_csv(folder / "seconds.csv") for folder in (FOLDER, LARGE_BATCHES))
-    tables = [readme_table(mean_returns(), seconds, peers), peers_table(peers), routes_table(mean_returns(LARGE_BATCHES))]
-    tables += [tried_table(), seconds_table(seconds), seconds_table(large_seconds), early_table(large_seconds)]
+    late, large = mean_returns(), mean_returns(LARGE_BATCHES)
+    tables = [readme_table(late, seconds, peers), peers_table(peers), routes_table(late, large), tried_table()]
+    tables += [bfloat16_table(late), seconds_table(seconds), seconds_table(large_seconds), seconds_table(seconds, TWIN)]
+    tables.append(early_table(large_seconds))
     print(*tables, sep="\n\n")
 
 

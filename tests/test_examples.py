@@ -55,7 +55,8 @@ def test_mujoco() -> None:
     variants = [f"{name}:precision={precision}" for name in algorithms for precision in ("float32", "bfloat16")]
     assert list(measured["algorithm"]) == ["sac", *variants, *algorithms]
     seconds = list(measured["seconds_per_1000_steps"])
-    assert seconds[-2:] == [seconds[1], seconds[3]]
+    # As trained there, in float32
+    assert seconds[-len(algorithms) :] == seconds[1 : -len(algorithms) : 2]
     assert set(measured["environment"]) == {"Hopper-v5"} and (measured["seconds_per_1000_steps"] > 0).all()
     assert list(measured.columns) == list(read_csv(script["FOLDER"] / "seconds.csv")[0])
 
