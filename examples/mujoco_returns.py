@@ -75,7 +75,7 @@ def readme_table(late: pd.Series, seconds: pd.DataFrame, peers: pd.DataFrame) ->
     """:return: A line per task: mean and seeds with CrossQ's critic, its time, and what is published"""
     paces = _paces(seconds)
     ours = [name for name in CROSSQ if name in late]
-    heads = ["task", *(head for name in ours for head in (f"`{name}`: mean (each seed)", "in time of SB3's SAC"))]
+    heads = ["task", *(head for name in ours for head in (f"`{name}`", "time"))]
     rows = []
     for task in TASKS:
         env, published = f"{task}-v5", peers[f"{task}-v4"]
@@ -83,7 +83,7 @@ def readme_table(late: pd.Series, seconds: pd.DataFrame, peers: pd.DataFrame) ->
         best = published.idxmax()
         beside = f"{published[best]:,} ({best.partition(',')[0]}, {peers['arithmetic'][best]} x)"
         rows.append([env, *cells, f"{published['SAC']:,}", beside])
-    return _table([*heads, "SAC, published", "best published (x SAC's arithmetic)"], rows)
+    return _table([*heads, "SAC, published", "best published (arithmetic)"], rows)
 
 
 def peers_table(peers: pd.DataFrame) -> str:
