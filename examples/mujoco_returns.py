@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import pandas as pd
-import scipy.stats
+from scipy.stats import ttest_1samp, ttest_ind
 
 from sb3_pathwise.experiments.bench_measure import make_model, measure, processor
 
@@ -112,21 +112,19 @@ def tried_table() -> str:
 
 
 def bfloat16_table(late: pd.Series, env: str = "HalfCheetah-v5") -> str:
-    """:return: A line per critic: the pathwise route in both precisions, and the difference, with 95 % intervals"""
+    """:return: A line per critic: the pathwise route in both precisions and the difference, with 95 % intervals"""
     low = mean_returns(BFLOAT16)
     rows = []
-    for name in ("pathwise_ac", "pathwise_crossq"):
-        both = late[name][env], low[f"{name}:precision=bfloat16"][env]
-        cells = [f"{one.mean():,.0f} ± {_half_interval(one):,.0f} ({_each(one)})" for one in both]
-        low_end, high_end = scipy.stats.ttest_ind(*reversed(both), equal_var=False).confidence_interval()
-        difference = both[1].mean() - both[0].mean()
-        rows.append([f"`{name}`", *cells, f"{difference:,.0f} [{low_end:,.0f}, {high_end:,.0f}]"])
+    for name in (TWIN[0], CROSSQ[0]):
+        float32, bfloat16 = late[name][env], low[f"{name}:precision=bfloat16"][env]
+        cells = []
+        for seeds in (float32, bfloat16):
+            half = ttest_1samp(seeds, 0).confidence_interval().high - seeds.mean()
+            cells.append(f"{seeds.mean():,.0f} ± {half:,.0f} ({_each(seeds)})")
+        ends = ttest_ind(bfloat16, float32, equal_var=False).confidence_interval()
+        cells.append(f"{bfloat16.mean() - float32.mean():,.0f} [{ends.low:,.0f}, {ends.high:,.0f}]")
+        rows.append([f"`{name}`", *cells])
     return _table([env, *PRECISIONS, "difference"], rows)
-
-
-def _half_interval(seeds: pd.Series) -> float:
-    # Student's t
-    return float(scipy.stats.t.ppf(0.975, len(seeds) - 1) * seeds.sem())
 
 
 def early_table(seconds: pd.DataFrame) -> str:

@@ -142,6 +142,20 @@ def test_trained_is_what_the_zoo_has(name: str, algo: str) -> None:
         assert entry == ours
 
 
+def test_trained_without_files_of_its_own_is_what_the_zoo_has() -> None:
+    """The twin critic's runs of the benchmark, and all in half the precision."""
+    found = {}
+    for name in ("mujoco", "mujoco-bfloat16"):
+        found |= json.loads((FOLDER.parent / "examples" / "figures" / name / "comparison.json").read_text())["cells"]
+    for variant, cells in found.items():
+        algo, _, setting = variant.partition(":")
+        if setting or CRITICS[algo] == "twin":
+            for env_id, cell in cells.items():
+                ours = CONFIGS[algo][env_id] | ({"precision": "bfloat16"} if setting else {})
+                assert {"n_timesteps": ours["n_timesteps"], **cell["hyperparams"]} == ours, (variant, env_id)
+    assert len(found) == 6
+
+
 UPSTREAM: dict[str, dict[str, dict[str, Any]]] = {
     algo: yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml").read_text())
     for algo in ("sac", "tqc", "crossq")
