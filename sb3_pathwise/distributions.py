@@ -204,20 +204,22 @@ class PolicyDraw:
         A copy of ``policy_dist.base`` whose first reparameterised sample is the draw: SAC draws the actor's actions before
         those of the target, and its temperature sees them too. All further samples are fresh.
         """
-        base: Any = object.__new__(type(self.policy_dist.base))
-        base.__dict__.update(self.policy_dist.base.__dict__)
+        original, x_shape = self.policy_dist.base, self.x.shape
+        base: Any = object.__new__(type(original))
+        base.__dict__.update(original.__dict__)
+        # Not the draw itself: a cycle would keep the graph until the garbage is collected
         ours = [self._first]
 
         def rsample(sample_shape: SampleShape = ()) -> th.Tensor:
             n_samples = th.Size(sample_shape).numel()
             if not ours or n_samples == 0:
-                return self.policy_dist.base.rsample(sample_shape)
+                return original.rsample(sample_shape)
             first = ours.pop()
             if not th.is_grad_enabled():
                 first = first.detach()
             if n_samples > 1:
-                first = th.cat([first, self.policy_dist.base.rsample((n_samples - 1,))])
-            shape = (*sample_shape, *self.x.shape)
+                first = th.cat([first, original.rsample((n_samples - 1,))])
+            shape = (*sample_shape, *x_shape)
             return first if first.shape == shape else first.reshape(shape)
 
         if base.has_rsample:

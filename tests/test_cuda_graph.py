@@ -4,6 +4,7 @@ recorder takes its place that calls the function again. Where there is a GPU, th
 """
 
 import copy
+import gc
 import logging
 import pickle
 from collections.abc import Callable
@@ -291,18 +292,39 @@ def test_checkpoints_interchange(graphed: MakeModel, make_model: MakeModel, tmp_
     model = graphed(PathwiseAC).learn(40)
     model.save(tmp_path / "model")
     for cls in (SAC, PathwiseAC):
-        loaded = cls.load(tmp_path / "model", env=model.get_env())
+        loaded = cls.load(tmp_path / "model", env=model.get_env(), device="cpu")
         loaded.replay_buffer = model.replay_buffer
         loaded.learn(5, reset_num_timesteps=False)
         assert loaded._n_updates > model._n_updates
     sac = make_model(SAC).learn(40)
     sac.save(tmp_path / "sac")
-    loaded = PathwiseAC.load(tmp_path / "sac", env=sac.get_env(), engine="cuda_graph")
+    loaded = PathwiseAC.load(tmp_path / "sac", env=sac.get_env(), device="cpu", engine="cuda_graph")
     loaded.replay_buffer = sac.replay_buffer
     loaded.learn(5, reset_num_timesteps=False)
     assert engine_of(loaded)._graphs
     steps = {state["step"].item() for state in loaded.critic.optimizer.state.values()}
     assert steps == {loaded._n_updates} and loaded._n_updates > sac._n_updates
+
+
+def test_no_graph_outlives_its_update(algorithm: type[SAC], make_model: MakeModel) -> None:
+    # One that does would bring its stream into the recording: its gradients' accumulators are used again
+    def in_graphs() -> set[int]:
+        tensors = [value for value in gc.get_objects() if issubclass(type(value), th.Tensor)]
+        return {id(tensor) for tensor in tensors if tensor.grad_fn is not None}
+
+    model = make_model(algorithm, engine="eager").learn(40)
+    gc.collect()
+    gc.disable()
+    try:
+        before = in_graphs()
+        model.train(gradient_steps=2, batch_size=16)
+        model.actor.action_log_prob(model.replay_buffer.sample(4).observations)
+        assert in_graphs() - before
+        with th.no_grad():
+            model.actor.action_log_prob(model.replay_buffer.sample(4).observations)
+        assert not in_graphs() - before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"n_steps": 3}, DICTIONARY])

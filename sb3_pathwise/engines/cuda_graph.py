@@ -152,7 +152,9 @@ class CudaGraphEngine(Engine):
                 replay()
                 replayed = [tensor.clone() for tensor in state]
         except RuntimeError as error:
-            self.failure = str(error).partition("\n")[0] or type(error).__name__
+            # The end of a recording that has failed fails too, and says less
+            first = error.__context__ or error
+            self.failure = str(first).partition("\n")[0] or type(first).__name__
         self._checks.reset()
         th._foreach_copy_(state, before)
         metrics = plain()
