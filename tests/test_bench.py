@@ -58,7 +58,7 @@ def test_measure_counts_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 OURS = [algo for algo, implementation in IMPLEMENTATIONS.items() if implementation.module == "sb3_pathwise"]
 
 
-@pytest.mark.parametrize("algo", [algo for algo in OURS if algo != "pathwise_ac_cuda_graph"])
+@pytest.mark.parametrize("algo", [algo for algo in OURS if not algo.endswith("cuda_graph")])
 def test_measured_is_what_users_get(algo: str) -> None:
     # At their own width: the 1024 wide one too takes a second
     model = make_model(algo, "Pendulum-v1")
@@ -118,6 +118,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     output = capsys.readouterr().out
     assert "left out: sbx_sac: No module named 'no_such_package'" in output
     assert "left out: pathwise_ac_cuda_graph: " in output and "the model is on cpu" in output
+    assert output.count("left out: ") == 2
     assert bench_measure.processor() == report["processor"] and report["processor"] in output
     assert f"{report['speed'][1]['steps_per_second']:.1f}" in output
 
@@ -128,6 +129,18 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert [line.split(" | ")[0] for line in lines] == ["| `sac`", "| `pathwise_ac`"]
     low, median, high = report["speed"][1]["ratios"]["sac"]
     assert f"| fused | {median:.2f} ({low:.2f}-{high:.2f}) |  | 1.10 |" in lines[1]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_measured_is_kept_if_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "measure_memory", stop)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--quick", "--algos", "sac", "--repetitions", "1", "--steps", "2", "--output", str(tmp_path)])
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["algo"] for row in report["speed"]] == ["sac"] and report["device"] == "cpu"
 
 
 def test_table_of_the_documentation() -> None:

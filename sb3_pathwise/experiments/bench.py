@@ -24,6 +24,7 @@ from sb3_pathwise.experiments.bench_measure import (
     SCALING,
     Work,
     describe,
+    device_name,
     make_model,
     measure,
     measure_memory,
@@ -32,12 +33,18 @@ from sb3_pathwise.experiments.bench_measure import (
     train_and_print_memory,
 )
 from sb3_pathwise.experiments.bench_report import draw, markdown, print_tables
+from sb3_pathwise.persistence.atomic import write_atomically
 
 EXIT_BAD_INPUT = 2
 
 
-def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str, Any]:
-    """:return: Everything measured, as it is written to JSON; ``notify`` is told, in a line, what is measured or cannot be"""
+def run(options: argparse.Namespace, notify: Callable[[str], None], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """
+    :param options: The command's arguments
+    :param notify: is told, in a line, what is measured or cannot be
+    :param keep: is given everything measured so far, after each piece of work
+    :return: Everything measured
+    """
     first, threads = options.envs[0], options.threads[0]
     works = [Work(env_id, options.algos, threads) for env_id in options.envs]
     if not options.quick:
@@ -47,21 +54,28 @@ def run(options: argparse.Namespace, notify: Callable[[str], None]) -> dict[str,
         "version": __version__,
         "torch": th.__version__,
         "processor": processor(),
-        "device": options.device,
+        "device": device_name(options.device),
         "repetitions": options.repetitions,
         "steps": options.steps,
-        "speed": [row for work in works for row in measure_work(work, options, options.repetitions, notify)],
+        "speed": [],
         "memory_mb": {},
         "scaling": [],
     }
+    for work in works:
+        report["speed"] += measure_work(work, options, options.repetitions, notify)
+        # What is not installed, or has no engine here, is said once
+        options.algos = [algo for algo in options.algos if algo in {row["algo"] for row in report["speed"]}]
+        keep(report)
     for env_id in [] if options.no_memory else [first] if options.quick else [first, IMAGES]:
         notify(f"memory: {env_id}")
         algos = [row["algo"] for row in report["speed"] if row["work"] == Work(env_id, CORE, threads).name]
         report["memory_mb"][env_id] = {a: measure_memory(a, env_id) for a in algos if a in CORE[:3] or not options.quick}
+        keep(report)
     for variable, (varied, values) in {} if options.no_scaling else SCALING.items():
         for value in values[:2] if options.quick else values:
             work = Work(first, varied, threads, variable, value)
             report["scaling"] += measure_work(work, options, min(options.repetitions, 5), notify)
+            keep(report)
     return report
 
 
@@ -152,8 +166,12 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"sb3-pathwise bench: error: --device {options.device}: {reason}", style="red", markup=False)
         return EXIT_BAD_INPUT
     options.output.mkdir(parents=True, exist_ok=True)
-    report = run(options, lambda line: console.print(line, style="dim"))
-    (options.output / "bench.json").write_text(json.dumps(report, indent=1))
+    file = options.output / "bench.json"
+    report = run(
+        options,
+        notify=lambda line: console.print(line, style="dim"),
+        keep=lambda report: write_atomically(file, json.dumps(report, indent=1)),
+    )
     print_tables(console, report)
     draw(report, options.output / "bench.png")
     console.print(f"Written to {options.output}: bench.json, bench.png")

@@ -71,6 +71,7 @@ IMPLEMENTATIONS = {
     "pathwise_ac_cuda_graph": Implementation("sb3_pathwise", "PathwiseAC", {"engine": "cuda_graph"}),
     "pathwise_ac_bfloat16": Implementation("sb3_pathwise", "PathwiseAC", {"precision": "bfloat16"}),
     "likelihood_ratio_ac": Implementation("sb3_pathwise", "LikelihoodRatioAC"),
+    "likelihood_ratio_ac_cuda_graph": Implementation("sb3_pathwise", "LikelihoodRatioAC", {"engine": "cuda_graph"}),
     "measure_valued_ac": Implementation("sb3_pathwise", "MeasureValuedAC"),
     "mixed_ac": Implementation("sb3_pathwise", "MixedAC"),
     "pathwise_tqc": Implementation("sb3_pathwise", "PathwiseAC", _QUANTILE, "tqc"),
@@ -82,8 +83,9 @@ IMPLEMENTATIONS = {
 # Measured in other work than the first too
 CORE = ("sac", "sbx_sac", "pathwise_ac", "pathwise_ac_eager", "pathwise_ac_bfloat16", "likelihood_ratio_ac")
 # What is varied, one thing at a time, and for which algorithms
+_GRAPHS = ("pathwise_ac_cuda_graph", "likelihood_ratio_ac_cuda_graph")
 SCALING: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "n_action_samples": (("pathwise_ac", "likelihood_ratio_ac", "mixed_ac"), (4, 8, 16, 32)),
+    "n_action_samples": (("pathwise_ac", "likelihood_ratio_ac", "mixed_ac", *_GRAPHS), (4, 8, 16, 32)),
     **dict.fromkeys(("batch_size", "width"), (("sac", "pathwise_ac", "likelihood_ratio_ac"), (64, 256, 512))),
     **dict.fromkeys(("n_envs", "gradient_steps"), (("sac", "pathwise_ac", "likelihood_ratio_ac"), (1, 4, 16))),
 }
@@ -167,6 +169,11 @@ def processor() -> str:
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     library = "oneDNN" if uses_onednn(th.float32) else "MKL" if th.backends.mkl.is_available() else "PyTorch's BLAS"
     return f"{name or platform.machine()}, products by {library}"
+
+
+def device_name(device: str) -> str:
+    """:return: "cpu", or what a GPU is called by its maker"""
+    return th.cuda.get_device_name(device) if th.device(device).type == "cuda" else device
 
 
 def clock_for(threads: int, device: str = "cpu") -> Callable[[], float]:
