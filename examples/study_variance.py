@@ -2,9 +2,9 @@
 How many actions does the likelihood ratio need to be as good as the pathwise gradient? Variance, signal-to-noise ratio and
 price of every route and number of samples, on the same states and critics, along one training with each kind of critic.
 
-PathwiseAC trains with the hyperparameters of `zoo_configs`, learning from step 5,000 on; nothing that is measured changes it.
-At the end the same policy is measured again with its standard deviation halved, and halved again: what a policy that becomes
-sharper does to each route. Needs `pip install -e '.[extra,mujoco]'`.
+PathwiseAC trains with the hyperparameters of `zoo_configs`, but in batches of 256 and from step 5,000 on; nothing that is
+measured changes it. At the end the same policy is measured again with its standard deviation halved, and halved again: what a
+policy that becomes sharper does to each route. Needs `pip install -e '.[extra,mujoco]'`.
 
     python examples/study_variance.py                                      # Hopper-v5, both critics: about 20 minutes
     python examples/study_variance.py --env HalfCheetah-v5 --timesteps 20000
