@@ -96,10 +96,11 @@ def peers_table(peers: pd.DataFrame) -> str:
     return _table(["published", "seeds", "arithmetic", *tasks], rows)
 
 
-def routes_table(large: pd.Series) -> str:
-    """:return: A line per task: mean and seeds of both routes with batches of 256"""
-    rows = ([env, *(_with_seeds(large[name].get(env, NOTHING)) for name in CROSSQ)] for env in ENVS)
-    return _table(["batches of 256", *(f"`{name}`" for name in CROSSQ)], rows)
+def routes_table(late: pd.Series, head: str, names: Sequence[str] = CROSSQ) -> str:
+    """:return: A line per task: mean and seeds of those algorithms that have runs; the first cell says of what"""
+    there = [name for name in names if name in late]
+    rows = ([env, *(_with_seeds(late[name].get(env, NOTHING)) for name in there)] for env in ENVS)
+    return _table([head, *(f"`{name}`" for name in there)], rows)
 
 
 def tried_table() -> str:
@@ -186,7 +187,8 @@ def main() -> None:
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
     seconds, large_seconds = (pd.read_csv(folder / "seconds.csv") for folder in (FOLDER, LARGE_BATCHES))
     late, large = mean_returns(), mean_returns(LARGE_BATCHES)
-    tables = [readme_table(late, seconds, peers), peers_table(peers), routes_table(large), tried_table()]
+    tables = [readme_table(late, seconds, peers), peers_table(peers)]
+    tables += [routes_table(late, "SAC's critic", TWIN), routes_table(large, "batches of 256"), tried_table()]
     tables += [bfloat16_table(late), seconds_table(seconds), seconds_table(large_seconds), seconds_table(seconds, TWIN)]
     tables.append(early_table(large_seconds))
     print(*tables, sep="\n\n")

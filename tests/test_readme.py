@@ -159,7 +159,8 @@ def test_mujoco() -> None:
     late, large = script["mean_returns"](), script["mean_returns"](large_batches)
     assert script["readme_table"](late, seconds, peers) in (ROOT / "README.md").read_text()
     results, study = ((ROOT / "docs" / "guide" / page).read_text() for page in ("results.md", "study.md"))
-    tables = [script["peers_table"](peers), script["routes_table"](large), script["tried_table"]()]
+    tables = [script["peers_table"](peers), script["routes_table"](large, "batches of 256"), script["tried_table"]()]
+    tables.append(script["routes_table"](late, "SAC's critic", script["TWIN"]))
     tables += [*map(script["seconds_table"], (seconds, large_seconds)), script["seconds_table"](seconds, script["TWIN"])]
     assert all(table in results for table in tables)
     assert script["early_table"](large_seconds) in study
