@@ -78,6 +78,17 @@ SHARPENED = [
     Estimator("mixed", 8, "leave_one_out"),
     Estimator("measure_valued", 1),
 ]
+# The documentation's table
+TABLE = {
+    "pathwise, K = 1": PATHWISE[0],
+    **{f"likelihood ratio, K = {estimator.n_samples}": estimator for estimator in RATIOS["leave_one_out"]},
+    "the same, baseline Q of the mean action": RATIOS["mean_action"][-1],
+    "the same, no baseline": RATIOS["none"][-1],
+    "mixed, K = 8": MIXED[1],
+    "mixed, K = 32": MIXED[-1],
+    "pathwise, K = 32": PATHWISE[-1],
+    "measure-valued, 1": MEASURE_VALUED[0],
+}
 
 
 class EstimatorProbe(GradientProbeCallback):
@@ -238,6 +249,24 @@ def summarise(path: Path) -> None:
         print(f"  K = {n:2d}: {v + c / (n - 1):.4g}, measured {n * measured[last][estimator]['variance']:.4g}")
 
 
+def markdown(paths: list[Path], env: str) -> str:
+    """
+    :return: a line for each of ``TABLE``: variance, and time of an update in units of one with one pathwise sample, after the
+        training with each critic
+    """
+    heads, columns = [env], [list(TABLE)]
+    for path in paths:
+        measured = read_csv(path)
+        point = measured[max(key for key in measured if key[1] == 1)]
+        shown = [point[estimator] for estimator in TABLE.values()]
+        variances = [numbers["variance"] for numbers in shown]
+        heads += [f"{path.stem.rpartition('-')[2]}: variance", "time"]
+        columns.append([f"{variance:{',.0f' if variance > 1000 else '.3g'}}" for variance in variances])
+        columns.append([f"{numbers['update_ms'] / shown[0]['update_ms']:.2f}" for numbers in shown])
+    rows = (heads, ["---"] * len(heads), *zip(*columns, strict=True))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace(" --- ", "---")
+
+
 def draw(paths: list[Path], figure_path: Path, env: str) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -312,6 +341,7 @@ def main() -> None:
     for path in there:
         summarise(path)
     if there:
+        print(f"\n{markdown(there, args.env)}")
         draw(there, args.output / f"variance-{args.env}.png", args.env)
         print(f"Written: {', '.join(map(str, there))}, and the figure variance-{args.env}.png beside them")
 

@@ -86,3 +86,16 @@ def test_samples_to_match_follow_the_law_of_leave_one_out() -> None:
     assert example.leave_one_out_law(point) == pytest.approx((v, c))
     n_samples = example.samples_to_match(point)
     assert (v + c / (n_samples - 1)) / n_samples == pytest.approx(one)
+
+
+@pytest.mark.parametrize("env", ["Hopper-v5", "HalfCheetah-v5"])
+def test_tables_of_the_documentation(env: str) -> None:
+    example = load("study_variance")
+    folder = Path(example.__file__).parent / "figures" / "study"
+    paths = [folder / f"variance-{env}-{critic}.csv" for critic in example.HYPERPARAMS]
+    page = (folder.parents[2] / "docs" / "guide" / "study.md").read_text()
+    assert example.markdown(paths, env) in page
+    # By how much the likelihood ratio's samples are more than pathwise ones, last and lowest and highest
+    for path in paths:
+        needed = [example.samples_to_match(point) for (_, scale), point in example.read_csv(path).items() if scale == 1]
+        assert f"{needed[-1]:.1f}" in page and f"{min(needed):.1f}" in page and f"{max(needed):.1f}" in page
