@@ -82,8 +82,8 @@ SHARPENED = [
 TABLE = {
     "pathwise, K = 1": PATHWISE[0],
     **{f"likelihood ratio, K = {estimator.n_samples}": estimator for estimator in RATIOS["leave_one_out"]},
-    "the same, baseline Q of the mean action": RATIOS["mean_action"][-1],
-    "the same, no baseline": RATIOS["none"][-1],
+    "the same, baseline `mean_action`": RATIOS["mean_action"][-1],
+    "the same, baseline `none`": RATIOS["none"][-1],
     "mixed, K = 8": MIXED[1],
     "mixed, K = 32": MIXED[-1],
     "pathwise, K = 32": PATHWISE[-1],
