@@ -53,7 +53,11 @@ class Repeat:
 
 class Refuse(Repeat):
     def record(self, function: Function) -> Function:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            # As a GPU does, seen on an H100
+            raise RuntimeError("operation failed due to a previous error during capture")
 
 
 class OtherNoise(Repeat):
