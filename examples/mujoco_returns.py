@@ -24,6 +24,9 @@ from sb3_pathwise.experiments.bench_measure import make_model, measure, processo
 FOLDER = Path(__file__).parent / "figures" / "mujoco"
 LARGE_BATCHES = FOLDER.with_name("mujoco-256")
 BFLOAT16 = FOLDER.with_name("mujoco-bfloat16")
+# The trainings of `docs/guide/study.md`, on two of the tasks
+STUDY = FOLDER.parent / "study" / "returns"
+STUDIED = ("Hopper-v5", "HalfCheetah-v5")
 # What else `pathwise_crossq` was tried with: a folder for each setting
 OTHERS = FOLDER.with_name("mujoco-tried")
 TRIED = {
@@ -134,12 +137,20 @@ def early_table(seconds: pd.DataFrame) -> str:
     pathwise, likelihood_ratio = CROSSQ
     early = mean_returns(LARGE_BATCHES, EARLY)
     rows = []
-    for env in ("Hopper-v5", "HalfCheetah-v5"):
+    for env in STUDIED:
         share = paces[pathwise, env] / paces[likelihood_ratio, env]
         as_long = mean_returns(LARGE_BATCHES, (EARLY[0] * share, EARLY[1] * share))
         cells = [early[pathwise, env], early[likelihood_ratio, env], as_long[likelihood_ratio, env]]
         rows.append([env, *map(_with_seeds, cells)])
     return _table(["task", "pathwise", "likelihood ratio", "likelihood ratio, as much time"], rows)
+
+
+def study_table() -> str:
+    """:return: A line per variant of the study that has runs: mean and seeds"""
+    early = mean_returns(STUDY, EARLY)
+    variants = [name for name in json.loads((STUDY / "comparison.json").read_text())["cells"] if name in early]
+    rows = ([f"`{name}`", *(_with_seeds(early[name].get(env, NOTHING)) for env in STUDIED)] for name in variants)
+    return _table(["variant", *STUDIED], rows)
 
 
 def measure_seconds(envs: Sequence[str] = ENVS, n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
@@ -190,7 +201,7 @@ def main() -> None:
     tables = [readme_table(late, seconds, peers), peers_table(peers)]
     tables += [routes_table(late, "SAC's critic", TWIN), routes_table(large, "batches of 256"), tried_table()]
     tables += [bfloat16_table(late), seconds_table(seconds), seconds_table(large_seconds), seconds_table(seconds, TWIN)]
-    tables.append(early_table(large_seconds))
+    tables += [early_table(large_seconds), study_table()]
     print(*tables, sep="\n\n")
 
 

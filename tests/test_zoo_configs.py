@@ -143,17 +143,20 @@ def test_trained_is_what_the_zoo_has(name: str, algo: str) -> None:
 
 
 def test_trained_without_files_of_its_own_is_what_the_zoo_has() -> None:
-    """The twin critic's runs of the benchmark, and all in half the precision."""
-    found = {}
-    for name in ("mujoco", "mujoco-bfloat16"):
-        found |= json.loads((FOLDER.parent / "examples" / "figures" / name / "comparison.json").read_text())["cells"]
-    for variant, cells in found.items():
-        algo, _, setting = variant.partition(":")
-        if setting or CRITICS[algo] == "twin":
+    """The twin critic's runs of the benchmark, all in half the precision, and the study's."""
+    found = []
+    for name, params in (("mujoco", {}), ("mujoco-bfloat16", {}), ("study/returns", {"learning_starts": 5_000})):
+        manifest = json.loads((FOLDER.parent / "examples" / "figures" / name / "comparison.json").read_text())
+        for variant, cells in manifest["cells"].items():
+            algo, _, setting = variant.partition(":")
+            if name == "mujoco" and CRITICS[algo] != "twin":
+                continue
+            arguments = dict([setting.split("=")]) if setting else {}
             for env_id, cell in cells.items():
-                ours = CONFIGS[algo][env_id] | ({"precision": "bfloat16"} if setting else {})
+                ours = CONFIGS[algo][env_id] | params | {key: yaml.safe_load(value) for key, value in arguments.items()}
                 assert {"n_timesteps": ours["n_timesteps"], **cell["hyperparams"]} == ours, (variant, env_id)
-    assert len(found) == 6
+            found.append(variant)
+    assert len(found) == 2 + 2 + 11
 
 
 UPSTREAM: dict[str, dict[str, dict[str, Any]]] = {
