@@ -57,6 +57,9 @@ class Estimator(NamedTuple):
         return {"n_samples": self.n_samples} | ({"baseline": self.baseline} if self.baseline else {})
 
 
+# What is measured of each estimator; by step and scale of the standard deviation
+Point = dict[Estimator, dict[str, float]]
+Measured = dict[tuple[int, float], Point]
 PATHWISE = [Estimator("pathwise", n) for n in (1, 2, 4, 8, 16, 32)]
 RATIOS = {baseline: [Estimator("likelihood_ratio", n, baseline) for n in (2, 4, 8, 16, 32)] for baseline in BASELINES}
 MIXED = [Estimator("mixed", n, "leave_one_out") for n in (4, 8, 16, 32)]
@@ -191,11 +194,11 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in rows)
 
 
-def read_csv(path: Path) -> dict[tuple[int, float], dict[Estimator, dict[str, float]]]:
+def read_csv(path: Path) -> Measured:
     """
     :return: by step and scale of the standard deviation, what was measured of each estimator
     """
-    measured: dict[tuple[int, float], dict[Estimator, dict[str, float]]] = {}
+    measured: Measured = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             estimator = Estimator(row["route"], int(row["n_samples"]), row["baseline"])
@@ -205,7 +208,15 @@ def read_csv(path: Path) -> dict[tuple[int, float], dict[Estimator, dict[str, fl
     return measured
 
 
-def leave_one_out_law(point: dict[Estimator, dict[str, float]]) -> tuple[float, float]:
+def at_the_end(measured: Measured) -> tuple[int, Point]:
+    """
+    :return: the last step, and what was measured there with the policy as it was trained
+    """
+    steps, scale = max(key for key in measured if key[1] == 1)
+    return steps, measured[steps, scale]
+
+
+def leave_one_out_law(point: Point) -> tuple[float, float]:
     """
     K Var = v + c / (K - 1) holds for any objective: v is one sample's variance with the baseline E[Q], and c, which is
     Var(Q) Var(score) + |gradient|^2, the price of having that baseline from the other samples.
@@ -218,7 +229,7 @@ def leave_one_out_law(point: dict[Estimator, dict[str, float]]) -> tuple[float, 
     return at_2 - c, c
 
 
-def samples_to_match(point: dict[Estimator, dict[str, float]]) -> float:
+def samples_to_match(point: Point) -> float:
     """
     :return: with how many samples the likelihood ratio (leave-one-out) has the variance of one pathwise sample, by the law
     """
@@ -241,12 +252,12 @@ def summarise(path: Path) -> None:
             f"{point[e]['variance']:{18 if e in MEASURE_VALUED else 11}.4g}" if e in point else " " * 11 for e in shown
         )
         print(f"{steps:11,d}{std:11.3f}{values}" + (f"{samples_to_match(point):11.1f}" if scale == 1 else ""))
-    last = max(point for point in measured if point[1] == 1)
-    v, c = leave_one_out_law(measured[last])
+    _, point = at_the_end(measured)
+    v, c = leave_one_out_law(point)
     print("Law of leave-one-out, v + c / (K - 1) from K = 2 and 32, against K Var as measured between:")
     for estimator in RATIOS["leave_one_out"][1:-1]:
         n = estimator.n_samples
-        print(f"  K = {n:2d}: {v + c / (n - 1):.4g}, measured {n * measured[last][estimator]['variance']:.4g}")
+        print(f"  K = {n:2d}: {v + c / (n - 1):.4g}, measured {n * point[estimator]['variance']:.4g}")
 
 
 def markdown(paths: list[Path], env: str) -> str:
@@ -256,8 +267,7 @@ def markdown(paths: list[Path], env: str) -> str:
     """
     heads, columns = [env], [list(TABLE)]
     for path in paths:
-        measured = read_csv(path)
-        point = measured[max(key for key in measured if key[1] == 1)]
+        _, point = at_the_end(read_csv(path))
         shown = [point[estimator] for estimator in TABLE.values()]
         variances = [numbers["variance"] for numbers in shown]
         heads += [f"{path.stem.rpartition('-')[2]}: variance", "time"]
@@ -276,7 +286,7 @@ def draw(paths: list[Path], figure_path: Path, env: str) -> None:
         grid = figure.subplots(len(paths), 3, squeeze=False)
     for panels, path in zip(grid, paths, strict=True):
         measured = read_csv(path)
-        (steps, _), point = max((key, point) for key, point in measured.items() if key[1] == 1)
+        steps, point = at_the_end(measured)
         for label, (estimators, colour, marker) in LINES.items():
             looks = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.2, "label": label}
             variances = [point[estimator]["variance"] for estimator in estimators]
