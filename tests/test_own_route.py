@@ -112,6 +112,16 @@ def test_resumes_exactly(make_model: MakeModel, tmp_path: Path) -> None:
     assert all(th.equal(tensor, parameters(model)[name]) for name, tensor in parameters(uninterrupted).items())
 
 
+def test_is_tried_on_pytorch_2_11_too(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_rng = th.random.fork_rng
+
+    def of_2_11(devices: Any = None, enabled: bool = True, device_type: Any = "cuda") -> Any:
+        return fork_rng(devices, enabled, device_type=th.device(device_type).type)
+
+    monkeypatch.setattr(th.random, "fork_rng", of_2_11)
+    make_model(AntitheticAC)
+
+
 def test_is_known_to_the_zoo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By one line; its configuration is a file of the user's."""
     from rl_zoo3 import ALGOS

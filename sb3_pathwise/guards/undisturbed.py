@@ -24,6 +24,7 @@ def undisturbed(model: SAC) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     seed = int(np.random.SeedSequence([model.seed or 0, model.num_timesteps]).generate_state(1)[0])
     devices = [] if model.device.type == "cpu" else [model.device]
+    # Without devices any type will do, but for None, which PyTorch 2.11 does not know
     with th.random.fork_rng(devices, device_type=model.device.type if devices else "cuda"):
         try:
             random.seed(seed)
