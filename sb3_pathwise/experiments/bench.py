@@ -64,7 +64,7 @@ def run(options: argparse.Namespace, notify: Callable[[str], None], keep: Callab
     for work in works:
         report["speed"] += measure_work(work, options, options.repetitions, notify)
         # What is not installed, or has no engine here, is said once
-        options.algos = [algo for algo in options.algos if algo in {row["algo"] for row in report["speed"]}]
+        options.algos = {row["algo"] for row in report["speed"]}
         keep(report)
     for env_id in [] if options.no_memory else [first] if options.quick else [first, IMAGES]:
         notify(f"memory: {env_id}")

@@ -82,8 +82,8 @@ IMPLEMENTATIONS = {
 }
 # Measured in other work than the first too
 CORE = ("sac", "sbx_sac", "pathwise_ac", "pathwise_ac_eager", "pathwise_ac_bfloat16", "likelihood_ratio_ac")
-# What is varied, one thing at a time, and for which algorithms
 _GRAPHS = ("pathwise_ac_cuda_graph", "likelihood_ratio_ac_cuda_graph")
+# What is varied, one thing at a time, and for which algorithms
 SCALING: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "n_action_samples": (("pathwise_ac", "likelihood_ratio_ac", "mixed_ac", *_GRAPHS), (4, 8, 16, 32)),
     **dict.fromkeys(("batch_size", "width"), (("sac", "pathwise_ac", "likelihood_ratio_ac"), (64, 256, 512))),
