@@ -132,6 +132,19 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 @pytest.mark.usefixtures("tiny")
+def test_memory_is_that_of_the_cpu_where_no_graph_can_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def describe_on_gpu(model: Any) -> dict[str, Any]:
+        return describe(model) | ({"engine": "cuda_graph"} if describe(model)["engine"] else {})
+
+    monkeypatch.setattr(bench, "describe", describe_on_gpu)
+    arguments = "--quick --algos sac pathwise_ac --repetitions 1 --steps 2 --no-scaling --output"
+    assert bench.main([*arguments.split(), str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["algo"] for row in report["speed"]] == ["sac", "pathwise_ac"]
+    assert report["memory_mb"] == {"Pendulum-v1": {"sac": 200.0}}
+
+
+@pytest.mark.usefixtures("tiny")
 def test_what_is_measured_is_kept_if_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*args: Any) -> float:
         raise KeyboardInterrupt
@@ -143,8 +156,9 @@ def test_what_is_measured_is_kept_if_it_is_stopped(tmp_path: Path, monkeypatch: 
     assert [row["algo"] for row in report["speed"]] == ["sac"] and report["device"] == "cpu"
 
 
-def test_table_of_the_documentation() -> None:
-    report = json.loads((ROOT / "examples" / "figures" / "bench" / "bench.json").read_text())
+@pytest.mark.parametrize("folder", ["bench", "bench-gpu"])
+def test_table_of_the_documentation(folder: str) -> None:
+    report = json.loads((ROOT / "examples" / "figures" / folder / "bench.json").read_text())
     assert markdown(report) in (ROOT / "docs" / "guide" / "engines.md").read_text()
 
 

@@ -68,7 +68,9 @@ def run(options: argparse.Namespace, notify: Callable[[str], None], keep: Callab
         keep(report)
     for env_id in [] if options.no_memory else [first] if options.quick else [first, IMAGES]:
         notify(f"memory: {env_id}")
-        algos = [row["algo"] for row in report["speed"] if row["work"] == Work(env_id, CORE, threads).name]
+        # On the CPU, where no graph can be recorded
+        rows = [row for row in report["speed"] if row["engine"] != "cuda_graph"]
+        algos = [row["algo"] for row in rows if row["work"] == Work(env_id, CORE, threads).name]
         report["memory_mb"][env_id] = {a: measure_memory(a, env_id) for a in algos if a in CORE[:3] or not options.quick}
         keep(report)
     for variable, (varied, values) in {} if options.no_scaling else SCALING.items():

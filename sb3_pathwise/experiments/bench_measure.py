@@ -80,9 +80,9 @@ IMPLEMENTATIONS = {
     "likelihood_ratio_crossq": _crossq("LikelihoodRatioAC", "pathwise_crossq"),
     "pathwise_crossq_1024": _crossq("PathwiseAC", "crossq", 1024),
 }
-# Measured in other work than the first too
-CORE = ("sac", "sbx_sac", "pathwise_ac", "pathwise_ac_eager", "pathwise_ac_bfloat16", "likelihood_ratio_ac")
 _GRAPHS = ("pathwise_ac_cuda_graph", "likelihood_ratio_ac_cuda_graph")
+# Measured in other work than the first too
+CORE = ("sac", "sbx_sac", "pathwise_ac", "pathwise_ac_eager", "pathwise_ac_bfloat16", "likelihood_ratio_ac", *_GRAPHS)
 # What is varied, one thing at a time, and for which algorithms
 SCALING: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "n_action_samples": (("pathwise_ac", "likelihood_ratio_ac", "mixed_ac", *_GRAPHS), (4, 8, 16, 32)),
