@@ -4,10 +4,12 @@ Returns on MuJoCo after 100,000 steps: the tables of README and documentation.
 They are made from text alone: `examples/figures/mujoco` has the runs of `sb3-pathwise compare` (the command is in
 `docs/guide/results.md`), what peers have published, and the seconds that 1,000 steps of training take, from which
 `sb3-pathwise report --seconds` draws curves over time. `mujoco-256` beside it has the same with batches of 256, `mujoco-tried`
-what else was tried, and `mujoco-bfloat16` runs in half the precision. Needs `pip install -e '.[compare,mujoco]'`.
+what else was tried, `mujoco-bfloat16` runs in half the precision, and `study/returns` the trainings of `docs/guide/study.md`.
+Needs `pip install -e '.[compare,mujoco]'`.
 
-    python examples/mujoco_returns.py              # the tables
-    python examples/mujoco_returns.py --measure    # the seconds, in turns: some minutes, on a core with nothing else to do
+    python examples/mujoco_returns.py                        # the tables
+    python examples/mujoco_returns.py --measure benchmark    # the seconds, in turns: minutes, on a core of its own
+    python examples/mujoco_returns.py --measure study        # those of the study's trainings
 """
 
 import argparse
@@ -64,6 +66,10 @@ def _with_seeds(seeds: pd.Series) -> str:
 
 def _paces(seconds: pd.DataFrame) -> pd.Series:
     return seconds.set_index(["algorithm", "environment"])["seconds_per_1000_steps"]
+
+
+def _in(precision: str, name: str) -> str:
+    return f"{name}:precision={precision}"
 
 
 def _share(paces: pd.Series, name: str, env: str) -> str:
@@ -131,51 +137,61 @@ def bfloat16_table(late: pd.Series, env: str = "HalfCheetah-v5") -> str:
     return _table([env, *PRECISIONS, "difference"], rows)
 
 
+def _in_as_much_time(folder: Path, paces: pd.Series, name: str, reference: str, env: str) -> pd.Series:
+    """:return: Early mean returns of each seed, of when it has trained for as long as the reference has early on"""
+    share = min(1.0, paces[reference, env] / paces[name, env])
+    return mean_returns(folder, (EARLY[0] * share, EARLY[1] * share))[name].get(env, NOTHING)
+
+
 def early_table(seconds: pd.DataFrame) -> str:
     """:return: A line per task of the study: both routes after as many steps, and after as much time"""
-    paces = _paces(seconds)
     pathwise, likelihood_ratio = CROSSQ
-    early = mean_returns(LARGE_BATCHES, EARLY)
+    early, paces = mean_returns(LARGE_BATCHES, EARLY), _paces(seconds)
     rows = []
     for env in STUDIED:
-        share = paces[pathwise, env] / paces[likelihood_ratio, env]
-        as_long = mean_returns(LARGE_BATCHES, (EARLY[0] * share, EARLY[1] * share))
-        cells = [early[pathwise, env], early[likelihood_ratio, env], as_long[likelihood_ratio, env]]
-        rows.append([env, *map(_with_seeds, cells)])
+        as_long = _in_as_much_time(LARGE_BATCHES, paces, likelihood_ratio, pathwise, env)
+        rows.append([env, *map(_with_seeds, (early[pathwise, env], early[likelihood_ratio, env], as_long))])
     return _table(["task", "pathwise", "likelihood ratio", "likelihood ratio, as much time"], rows)
 
 
-def study_table() -> str:
-    """:return: A line per variant of the study that has runs: mean and seeds"""
-    early = mean_returns(STUDY, EARLY)
-    variants = [name for name in json.loads((STUDY / "comparison.json").read_text())["cells"] if name in early]
-    rows = ([f"`{name}`", *(_with_seeds(early[name].get(env, NOTHING)) for env in STUDIED)] for name in variants)
-    return _table(["variant", *STUDIED], rows)
-
-
-def measure_seconds(envs: Sequence[str] = ENVS, n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
-    """
-    :return: Seconds of CPU time for 1,000 steps of training, the median of turns, SB3's SAC among them: of an algorithm as it
-        was trained, and in either precision
-    """
-    cells = json.loads((FOLDER / "comparison.json").read_text())["cells"]
+def study_table(env: str, seconds: pd.DataFrame) -> str:
+    """:return: A line per variant of the study that has runs: mean and seeds after as many steps, and after as much time"""
+    early, paces = mean_returns(STUDY, EARLY), _paces(seconds)
     rows = []
-    for env in envs:
-        models, trained = {"sac": make_model("sac", env, buffer_size=100_000)}, {}
-        for name in ALGORITHMS:
-            settings = {key: value for key, value in cells[name][env]["hyperparams"].items() if key not in NOT_MEASURED}
-            trained[name] = f"{name}:precision={settings.pop('precision', PRECISIONS[0])}"
+    for name, cells in json.loads((STUDY / "comparison.json").read_text())["cells"].items():
+        if (name, env) not in early:
+            continue
+        # One pathwise sample, with the same critic
+        reference = f"pathwise_{'crossq' if cells[env]['algo'] in CROSSQ else 'ac'}"
+        as_long = _in_as_much_time(STUDY, paces, name, reference, env)
+        time = f"{paces[name, env] / paces[reference, env]:.2f} x"
+        rows.append([f"`{name}`", _with_seeds(early[name, env]), time, _with_seeds(as_long)])
+    return _table([env, "as many steps", "time of a step", "as much time"], rows)
+
+
+def measure_seconds(folder: Path, precisions: Sequence[str] = (), n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
+    """
+    :param folder: Of a comparison
+    :param precisions: In which each of its algorithms is measured, beside the one that it was trained in
+    :return: Seconds of CPU time for 1,000 steps of training, the median of turns, SB3's SAC among them
+    """
+    cells = json.loads((folder / "comparison.json").read_text())["cells"]
+    rows = []
+    for env in next(iter(cells.values())):
+        models, trained_in = {"sac": make_model("sac", env, buffer_size=100_000)}, {}
+        for name, of_task in cells.items():
+            settings = {key: value for key, value in of_task[env]["hyperparams"].items() if key not in NOT_MEASURED}
             # As rl_zoo3 reads it
             settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "{}"))
-            for precision in PRECISIONS:
-                models[f"{name}:precision={precision}"] = make_model(
-                    name, env, buffer_size=100_000, precision=precision, **settings
-                )
+            trained_in[name] = settings.pop("precision", PRECISIONS[0])
+            variants = {name: trained_in[name]} | {_in(x, name): x for x in precisions if x != trained_in[name]}
+            for variant, precision in variants.items():
+                models[variant] = make_model(of_task[env]["algo"], env, buffer_size=100_000, precision=precision, **settings)
         seconds = {
             name: round(1000 / median(turn.steps_per_second for turn in found), 3)
             for name, found in measure(models, n_steps, turns).items()
         }
-        seconds |= {name: seconds[variant] for name, variant in trained.items()}
+        seconds |= {_in(own, name): seconds[name] for name, own in trained_in.items() if own in precisions}
         rows += [{"algorithm": name, "environment": env, "seconds_per_1000_steps": value} for name, value in seconds.items()]
         print(env, seconds, flush=True)
     return pd.DataFrame(rows).assign(processor=processor())
@@ -186,22 +202,23 @@ def seconds_table(seconds: pd.DataFrame, names: Sequence[str] = CROSSQ) -> str:
     paces = _paces(seconds)
     columns = [(name, precision) for name in names for precision in PRECISIONS]
     heads = [f"`{name}`, {precision}" for name, precision in columns]
-    rows = ([env, *(_share(paces, f"{name}:precision={precision}", env) for name, precision in columns)] for env in ENVS)
+    rows = ([env, *(_share(paces, _in(precision, name), env) for name, precision in columns)] for env in ENVS)
     return _table(["time of SB3's SAC", *heads], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="measure the seconds per 1,000 steps here")
-    if parser.parse_args().measure:
-        measure_seconds().to_csv(FOLDER / "seconds.csv", index=False)
+    parser.add_argument("--measure", choices=("benchmark", "study"), help="measure the seconds per 1,000 steps here")
+    if measured := parser.parse_args().measure:
+        folder, precisions = {"benchmark": (FOLDER, PRECISIONS), "study": (STUDY, ())}[measured]
+        measure_seconds(folder, precisions).to_csv(folder / "seconds.csv", index=False)
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
-    seconds, large_seconds = (pd.read_csv(folder / "seconds.csv") for folder in (FOLDER, LARGE_BATCHES))
+    seconds, large_seconds, of_study = (pd.read_csv(folder / "seconds.csv") for folder in (FOLDER, LARGE_BATCHES, STUDY))
     late, large = mean_returns(), mean_returns(LARGE_BATCHES)
     tables = [readme_table(late, seconds, peers), peers_table(peers)]
     tables += [routes_table(late, "SAC's critic", TWIN), routes_table(large, "batches of 256"), tried_table()]
     tables += [bfloat16_table(late), seconds_table(seconds), seconds_table(large_seconds), seconds_table(seconds, TWIN)]
-    tables += [early_table(large_seconds), study_table()]
+    tables += [early_table(large_seconds), *(study_table(env, of_study) for env in STUDIED)]
     print(*tables, sep="\n\n")
 
 

@@ -6,6 +6,7 @@ Whether they *learn* takes their default numbers of steps, and is tested for the
 """
 
 import csv
+import json
 import os
 import re
 import runpy
@@ -47,18 +48,23 @@ def test_quickstart(run) -> None:
     assert returns[0] != returns[1]
 
 
-def test_mujoco() -> None:
-    """Seconds are measured as the committed file has them; the tables are in ``test_readme.py``."""
+@pytest.mark.parametrize(("folder", "precisions"), [("FOLDER", ("float32", "bfloat16")), ("STUDY", ())])
+def test_mujoco(folder: str, precisions: tuple[str, ...], tmp_path: Path) -> None:
+    """Seconds are measured as the committed files have them; the tables are in ``test_readme.py``."""
     script = runpy.run_path(str(EXAMPLES / "mujoco_returns.py"))
-    measured = script["measure_seconds"](("Hopper-v5",), n_steps=2, turns=1)
-    algorithms = script["ALGORITHMS"]
-    variants = [f"{name}:precision={precision}" for name in algorithms for precision in ("float32", "bfloat16")]
-    assert list(measured["algorithm"]) == ["sac", *variants, *algorithms]
-    seconds = list(measured["seconds_per_1000_steps"])
+    comparison = json.loads((script[folder] / "comparison.json").read_text())
+    cells = {name: {"Hopper-v5": of_task["Hopper-v5"]} for name, of_task in comparison["cells"].items()}
+    (tmp_path / "comparison.json").write_text(json.dumps({"cells": cells}))
+    table = script["measure_seconds"](tmp_path, precisions, n_steps=2, turns=1)
+    seconds = dict(zip(table["algorithm"], table["seconds_per_1000_steps"], strict=True))
+    variants = {f"{name}:precision={precision}" for name in cells for precision in precisions}
+    assert len(seconds) == len(table) and seconds.keys() == {"sac", *cells, *variants}
     # As trained there, in float32
-    assert seconds[-len(algorithms) :] == seconds[1 : -len(algorithms) : 2]
-    assert set(measured["environment"]) == {"Hopper-v5"} and (measured["seconds_per_1000_steps"] > 0).all()
-    assert list(measured.columns) == list(read_csv(script["FOLDER"] / "seconds.csv")[0])
+    assert all(seconds[name] == seconds[f"{name}:precision=float32"] for name in cells if precisions)
+    assert set(table["environment"]) == {"Hopper-v5"} and (table["seconds_per_1000_steps"] > 0).all()
+    committed = read_csv(script[folder] / "seconds.csv")
+    assert list(table.columns) == list(committed[0])
+    assert {row["algorithm"] for row in committed} == seconds.keys()
 
 
 def test_swap_route(run) -> None:
