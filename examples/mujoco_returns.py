@@ -10,6 +10,7 @@ Needs `pip install -e '.[compare,mujoco]'`.
     python examples/mujoco_returns.py                        # the tables
     python examples/mujoco_returns.py --measure benchmark    # the seconds, in turns: minutes, on a core of its own
     python examples/mujoco_returns.py --measure study        # those of the study's trainings
+    python examples/mujoco_returns.py --measure eight        # those of eight updates at a time
 """
 
 import argparse
@@ -37,12 +38,16 @@ TRIED = {
     "batches of 64": OTHERS / "batches-of-64",
     "`n_steps=3`": OTHERS / "three-steps",
 }
+# The same with as many updates, but eight at a time: calls are fewer, and time is less
+EIGHT = OTHERS / "eight-steps"
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
 ENVS = [f"{task}-v5" for task in TASKS]
 CROSSQ = ("pathwise_crossq", "likelihood_ratio_crossq")
 TWIN = ("pathwise_ac", "likelihood_ratio_ac")
 ALGORITHMS = (*CROSSQ, *TWIN)
 PRECISIONS = ("float32", "bfloat16")
+# Whose seconds can be measured, and in which precisions beside that of the training
+MEASURED = {"benchmark": (FOLDER, PRECISIONS), "study": (STUDY, ()), "eight": (EIGHT, ())}
 # Hyperparameters that `make_model` has already
 NOT_MEASURED = ("policy", "learning_starts")
 NOTHING = pd.Series(dtype=float)
@@ -121,6 +126,23 @@ def tried_table() -> str:
     return _table(["setting", *ENVS], rows)
 
 
+def eight_table(seconds: pd.DataFrame, seconds_of_eight: pd.DataFrame) -> str:
+    """:return: A line per task trained with eight updates at a time: mean, seeds and time, and the time of one at a time"""
+    eight = mean_returns(EIGHT)
+    (variant,) = eight.index.unique("algorithm")
+    rows = [
+        [
+            env,
+            _with_seeds(eight[variant, env]),
+            _share(_paces(seconds_of_eight), variant, env),
+            _share(_paces(seconds), CROSSQ[0], env),
+        ]
+        for env in ENVS
+        if env in eight[variant]
+    ]
+    return _table(["eight at a time", "return", "time of SB3's SAC", "one at a time"], rows)
+
+
 def bfloat16_table(late: pd.Series, env: str = "HalfCheetah-v5") -> str:
     """:return: A line per critic: the pathwise route in both precisions and the difference, with 95 % intervals"""
     low = mean_returns(BFLOAT16)
@@ -139,7 +161,7 @@ def bfloat16_table(late: pd.Series, env: str = "HalfCheetah-v5") -> str:
 
 def _in_as_much_time(folder: Path, paces: pd.Series, name: str, reference: str, env: str) -> pd.Series:
     """:return: Early mean returns of each seed, of when it has trained for as long as the reference has early on"""
-    share = min(1.0, paces[reference, env] / paces[name, env])
+    share = paces[reference, env] / paces[name, env]
     return mean_returns(folder, (EARLY[0] * share, EARLY[1] * share))[name].get(env, NOTHING)
 
 
@@ -163,9 +185,9 @@ def study_table(env: str, seconds: pd.DataFrame) -> str:
             continue
         # One pathwise sample, with the same critic
         reference = f"pathwise_{'crossq' if cells[env]['algo'] in CROSSQ else 'ac'}"
-        as_long = _in_as_much_time(STUDY, paces, name, reference, env)
-        time = f"{paces[name, env] / paces[reference, env]:.2f} x"
-        rows.append([f"`{name}`", _with_seeds(early[name, env]), time, _with_seeds(as_long)])
+        cost = paces[name, env] / paces[reference, env]
+        as_long = _with_seeds(_in_as_much_time(STUDY, paces, name, reference, env)) if cost > 1 else "the same"
+        rows.append([f"`{name}`", _with_seeds(early[name, env]), f"{cost:.2f} x", as_long])
     return _table([env, "as many steps", "time of a step", "as much time"], rows)
 
 
@@ -208,15 +230,17 @@ def seconds_table(seconds: pd.DataFrame, names: Sequence[str] = CROSSQ) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", choices=("benchmark", "study"), help="measure the seconds per 1,000 steps here")
+    parser.add_argument("--measure", choices=MEASURED, help="measure the seconds per 1,000 steps here")
     if measured := parser.parse_args().measure:
-        folder, precisions = {"benchmark": (FOLDER, PRECISIONS), "study": (STUDY, ())}[measured]
+        folder, precisions = MEASURED[measured]
         measure_seconds(folder, precisions).to_csv(folder / "seconds.csv", index=False)
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
-    seconds, large_seconds, of_study = (pd.read_csv(folder / "seconds.csv") for folder in (FOLDER, LARGE_BATCHES, STUDY))
+    folders = (FOLDER, LARGE_BATCHES, EIGHT, STUDY)
+    seconds, large_seconds, of_eight, of_study = (pd.read_csv(folder / "seconds.csv") for folder in folders)
     late, large = mean_returns(), mean_returns(LARGE_BATCHES)
     tables = [readme_table(late, seconds, peers), peers_table(peers)]
     tables += [routes_table(late, "SAC's critic", TWIN), routes_table(large, "batches of 256"), tried_table()]
+    tables += [eight_table(seconds, of_eight)]
     tables += [bfloat16_table(late), seconds_table(seconds), seconds_table(large_seconds), seconds_table(seconds, TWIN)]
     tables += [early_table(large_seconds), *(study_table(env, of_study) for env in STUDIED)]
     print(*tables, sep="\n\n")

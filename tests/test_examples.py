@@ -48,12 +48,13 @@ def test_quickstart(run) -> None:
     assert returns[0] != returns[1]
 
 
-@pytest.mark.parametrize(("folder", "precisions"), [("FOLDER", ("float32", "bfloat16")), ("STUDY", ())])
-def test_mujoco(folder: str, precisions: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("which", "env"), [("benchmark", "Hopper-v5"), ("study", "Hopper-v5"), ("eight", "Ant-v5")])
+def test_mujoco(which: str, env: str, tmp_path: Path) -> None:
     """Seconds are measured as the committed files have them; the tables are in ``test_readme.py``."""
     script = runpy.run_path(str(EXAMPLES / "mujoco_returns.py"))
-    comparison = json.loads((script[folder] / "comparison.json").read_text())
-    cells = {name: {"Hopper-v5": of_task["Hopper-v5"]} for name, of_task in comparison["cells"].items()}
+    folder, precisions = script["MEASURED"][which]
+    comparison = json.loads((folder / "comparison.json").read_text())
+    cells = {name: {env: of_task[env]} for name, of_task in comparison["cells"].items()}
     (tmp_path / "comparison.json").write_text(json.dumps({"cells": cells}))
     table = script["measure_seconds"](tmp_path, precisions, n_steps=2, turns=1)
     seconds = dict(zip(table["algorithm"], table["seconds_per_1000_steps"], strict=True))
@@ -61,8 +62,8 @@ def test_mujoco(folder: str, precisions: tuple[str, ...], tmp_path: Path) -> Non
     assert len(seconds) == len(table) and seconds.keys() == {"sac", *cells, *variants}
     # As trained there, in float32
     assert all(seconds[name] == seconds[f"{name}:precision=float32"] for name in cells if precisions)
-    assert set(table["environment"]) == {"Hopper-v5"} and (table["seconds_per_1000_steps"] > 0).all()
-    committed = read_csv(script[folder] / "seconds.csv")
+    assert set(table["environment"]) == {env} and (table["seconds_per_1000_steps"] > 0).all()
+    committed = read_csv(folder / "seconds.csv")
     assert list(table.columns) == list(committed[0])
     assert {row["algorithm"] for row in committed} == seconds.keys()
 

@@ -161,6 +161,7 @@ def test_mujoco() -> None:
     results, study = ((ROOT / "docs" / "guide" / page).read_text() for page in ("results.md", "study.md"))
     tables = [script["peers_table"](peers), script["routes_table"](large, "batches of 256"), script["tried_table"]()]
     tables.append(script["routes_table"](late, "SAC's critic", script["TWIN"]))
+    tables.append(script["eight_table"](seconds, pd.read_csv(script["EIGHT"] / "seconds.csv")))
     tables += [*map(script["seconds_table"], (seconds, large_seconds)), script["seconds_table"](seconds, script["TWIN"])]
     assert all(table in results for table in tables)
     of_study = pd.read_csv(script["STUDY"] / "seconds.csv")

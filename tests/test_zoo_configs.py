@@ -159,6 +159,18 @@ def test_trained_without_files_of_its_own_is_what_the_zoo_has() -> None:
     assert len(found) == 2 + 2 + 11
 
 
+def test_eight_updates_at_a_time_are_the_only_difference() -> None:
+    folder = FOLDER.parent / "examples" / "figures"
+    trained, tried = (
+        json.loads((folder / name / "comparison.json").read_text())["cells"] for name in ("mujoco", "mujoco-tried/eight-steps")
+    )
+    (cells,) = tried.values()
+    for env_id, cell in cells.items():
+        one_at_a_time = trained["pathwise_crossq"][env_id]
+        expected = one_at_a_time["hyperparams"] | {"train_freq": 8, "gradient_steps": 8}
+        assert cell == one_at_a_time | {"hyperparams": expected}
+
+
 UPSTREAM: dict[str, dict[str, dict[str, Any]]] = {
     algo: yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml").read_text())
     for algo in ("sac", "tqc", "crossq")
