@@ -16,6 +16,7 @@ Needs `pip install -e '.[compare,mujoco]'`.
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -44,7 +45,6 @@ TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
 ENVS = [f"{task}-v5" for task in TASKS]
 CROSSQ = ("pathwise_crossq", "likelihood_ratio_crossq")
 TWIN = ("pathwise_ac", "likelihood_ratio_ac")
-ALGORITHMS = (*CROSSQ, *TWIN)
 PRECISIONS = ("float32", "bfloat16")
 # Whose seconds can be measured, and in which precisions beside that of the training
 MEASURED = {"benchmark": (FOLDER, PRECISIONS), "study": (STUDY, ()), "eight": (EIGHT, ())}
@@ -55,9 +55,14 @@ NOTHING = pd.Series(dtype=float)
 EARLY, LATE = (30_000, 50_000), (80_000, 100_000)
 
 
+@cache
+def _results(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "results.csv")
+
+
 def mean_returns(folder: Path = FOLDER, steps: tuple[float, float] = LATE) -> pd.Series:
     """:return: Mean return of the evaluations between two steps, by algorithm, environment and seed"""
-    results = pd.read_csv(folder / "results.csv")
+    results = _results(folder)
     return results[results["step"].between(*steps)].groupby(["algorithm", "environment", "seed"])["return"].mean()
 
 
@@ -128,18 +133,13 @@ def tried_table() -> str:
 
 def eight_table(seconds: pd.DataFrame, seconds_of_eight: pd.DataFrame) -> str:
     """:return: A line per task trained with eight updates at a time: mean, seeds and time, and the time of one at a time"""
-    eight = mean_returns(EIGHT)
-    (variant,) = eight.index.unique("algorithm")
-    rows = [
-        [
-            env,
-            _with_seeds(eight[variant, env]),
-            _share(_paces(seconds_of_eight), variant, env),
-            _share(_paces(seconds), CROSSQ[0], env),
-        ]
+    (variant,) = mean_returns(EIGHT).index.unique("algorithm")
+    eight, paces, one_at_a_time = mean_returns(EIGHT)[variant], _paces(seconds_of_eight), _paces(seconds)
+    rows = (
+        [env, _with_seeds(eight[env]), _share(paces, variant, env), _share(one_at_a_time, CROSSQ[0], env)]
         for env in ENVS
-        if env in eight[variant]
-    ]
+        if env in eight
+    )
     return _table(["eight at a time", "return", "time of SB3's SAC", "one at a time"], rows)
 
 
@@ -191,7 +191,7 @@ def study_table(env: str, seconds: pd.DataFrame) -> str:
     return _table([env, "as many steps", "time of a step", "as much time"], rows)
 
 
-def measure_seconds(folder: Path, precisions: Sequence[str] = (), n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
+def measure_seconds(folder: Path, precisions: Sequence[str], n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
     """
     :param folder: Of a comparison
     :param precisions: In which each of its algorithms is measured, beside the one that it was trained in
