@@ -157,7 +157,13 @@ def test_mujoco() -> None:
     peers = pd.read_csv(folder / "peers.csv", index_col="method")
     seconds, large_seconds = pd.read_csv(folder / "seconds.csv"), pd.read_csv(large_batches / "seconds.csv")
     late, large = script["mean_returns"](), script["mean_returns"](large_batches)
-    assert script["readme_table"](late, seconds, peers) in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert script["readme_table"](late, seconds, peers) in readme
+    eight = script["mean_returns"](script["EIGHT"]).groupby("environment").mean()
+    assert re.search(r"returns ([\d,]+) \(five\s+seeds\) and ([\d,]+)", readme).groups() == (
+        f"{eight['Ant-v5']:,.0f}",
+        f"{eight['Humanoid-v5']:,.0f}",
+    )
     results, study = ((ROOT / "docs" / "guide" / page).read_text() for page in ("results.md", "study.md"))
     tables = [script["peers_table"](peers), script["routes_table"](large, "batches of 256"), script["tried_table"]()]
     tables.append(script["routes_table"](late, "SAC's critic", script["TWIN"]))
