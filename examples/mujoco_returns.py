@@ -4,8 +4,8 @@ Returns on MuJoCo after 100,000 steps: the tables of README and documentation.
 They are made from text alone: `examples/figures/mujoco` has the runs of `sb3-pathwise compare` (the command is in
 `docs/guide/results.md`), what peers have published, and the seconds that 1,000 steps of training take, from which
 `sb3-pathwise report --seconds` draws curves over time. `mujoco-256` beside it has the same with batches of 256, `mujoco-tried`
-what else was tried, `mujoco-bfloat16` runs in half the precision, and `study/returns` the trainings of `docs/guide/study.md`.
-Needs `pip install -e '.[compare,mujoco]'`.
+what else was tried, and `mujoco-bfloat16` runs in half the precision. The trainings of `docs/guide/study.md` are read by
+`study_returns.py`, but their seconds are measured here. Needs `pip install -e '.[compare,mujoco]'`.
 
     python examples/mujoco_returns.py                        # the tables
     python examples/mujoco_returns.py --measure benchmark    # the seconds, in turns: minutes, on a core of its own
@@ -30,7 +30,6 @@ LARGE_BATCHES = FOLDER.with_name("mujoco-256")
 BFLOAT16 = FOLDER.with_name("mujoco-bfloat16")
 # The trainings of `docs/guide/study.md`, on two of the tasks
 STUDY = FOLDER.parent / "study" / "returns"
-STUDIED = ("Hopper-v5", "HalfCheetah-v5")
 # What else `pathwise_crossq` was tried with: a folder for each setting
 OTHERS = FOLDER.with_name("mujoco-tried")
 TRIED = {
@@ -52,7 +51,7 @@ MEASURED = {"benchmark": (FOLDER, PRECISIONS), "study": (STUDY, ()), "eight": (E
 NOT_MEASURED = ("policy", "learning_starts")
 NOTHING = pd.Series(dtype=float)
 # Evaluations between these steps are one number
-EARLY, LATE = (30_000, 50_000), (80_000, 100_000)
+LATE = (80_000, 100_000)
 
 
 @cache
@@ -70,11 +69,22 @@ def _each(seeds: pd.Series) -> str:
     return ", ".join(f"{value:,.0f}" for value in seeds)
 
 
-def _with_seeds(seeds: pd.Series) -> str:
+def with_seeds(seeds: pd.Series) -> str:
+    """:return: The mean, and each seed in brackets if there are several"""
     return f"{seeds.mean():,.0f} ({_each(seeds)})" if len(seeds) > 1 else _each(seeds)
 
 
-def _paces(seconds: pd.DataFrame) -> pd.Series:
+def difference(seeds: pd.Series, others: pd.Series) -> str:
+    """:return: That of the means, with Welch's 95 % interval if both have seeds enough for one"""
+    text = f"{seeds.mean() - others.mean():,.0f}"
+    if min(len(seeds), len(others)) < 2:
+        return text
+    ends = ttest_ind(seeds, others, equal_var=False).confidence_interval()
+    return f"{text} [{ends.low:,.0f}, {ends.high:,.0f}]"
+
+
+def paces_of(seconds: pd.DataFrame) -> pd.Series:
+    """:return: Seconds for 1,000 steps, by algorithm and environment"""
     return seconds.set_index(["algorithm", "environment"])["seconds_per_1000_steps"]
 
 
@@ -86,23 +96,24 @@ def _share(paces: pd.Series, name: str, env: str) -> str:
     return f"{paces[name, env] / paces['sac', env]:.2f} x"
 
 
-def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
+def as_table(heads: list[str], rows: Iterable[list[str]]) -> str:
+    """:return: In Markdown"""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)).replace(" --- ", "---")
 
 
 def readme_table(late: pd.Series, seconds: pd.DataFrame, peers: pd.DataFrame) -> str:
     """:return: A line per task: mean and seeds with CrossQ's critic, its time, and what is published"""
-    paces = _paces(seconds)
+    paces = paces_of(seconds)
     ours = [name for name in CROSSQ if name in late]
     heads = ["task", *(head for name in ours for head in (f"`{name}`", "time"))]
     rows = []
     for task in TASKS:
         env, published = f"{task}-v5", peers[f"{task}-v4"]
-        cells = [cell for name in ours for cell in (_with_seeds(late[name].get(env, NOTHING)), _share(paces, name, env))]
+        cells = [cell for name in ours for cell in (with_seeds(late[name].get(env, NOTHING)), _share(paces, name, env))]
         best = published.idxmax()
         beside = f"{published[best]:,} ({best.partition(',')[0]}, {peers['arithmetic'][best]} x)"
         rows.append([env, *cells, f"{published['SAC']:,}", beside])
-    return _table([*heads, "SAC, published", "best published (arithmetic)"], rows)
+    return as_table([*heads, "SAC, published", "best published (arithmetic)"], rows)
 
 
 def peers_table(peers: pd.DataFrame) -> str:
@@ -112,14 +123,14 @@ def peers_table(peers: pd.DataFrame) -> str:
         [method, str(row["seeds"]), f"{row['arithmetic']} x", *(f"{row[task]:,}" for task in tasks)]
         for method, row in peers.iterrows()
     )
-    return _table(["published", "seeds", "arithmetic", *tasks], rows)
+    return as_table(["published", "seeds", "arithmetic", *tasks], rows)
 
 
 def routes_table(late: pd.Series, head: str, names: Sequence[str] = CROSSQ) -> str:
     """:return: A line per task: mean and seeds of those algorithms that have runs; the first cell says of what"""
     there = [name for name in names if name in late]
-    rows = ([env, *(_with_seeds(late[name].get(env, NOTHING)) for name in there)] for env in ENVS)
-    return _table([head, *(f"`{name}`" for name in there)], rows)
+    rows = ([env, *(with_seeds(late[name].get(env, NOTHING)) for name in there)] for env in ENVS)
+    return as_table([head, *(f"`{name}`" for name in there)], rows)
 
 
 def tried_table() -> str:
@@ -128,19 +139,19 @@ def tried_table() -> str:
     for setting, folder in TRIED.items():
         late = mean_returns(folder).droplevel("algorithm")
         rows.append([setting, *(_each(late.get(env, NOTHING)) for env in ENVS)])
-    return _table(["setting", *ENVS], rows)
+    return as_table(["setting", *ENVS], rows)
 
 
 def eight_table(seconds: pd.DataFrame, seconds_of_eight: pd.DataFrame) -> str:
     """:return: A line per task trained with eight updates at a time: mean, seeds and time, and the time of one at a time"""
     (variant,) = mean_returns(EIGHT).index.unique("algorithm")
-    eight, paces, one_at_a_time = mean_returns(EIGHT)[variant], _paces(seconds_of_eight), _paces(seconds)
+    eight, paces, one_at_a_time = mean_returns(EIGHT)[variant], paces_of(seconds_of_eight), paces_of(seconds)
     rows = (
-        [env, _with_seeds(eight[env]), _share(paces, variant, env), _share(one_at_a_time, CROSSQ[0], env)]
+        [env, with_seeds(eight[env]), _share(paces, variant, env), _share(one_at_a_time, CROSSQ[0], env)]
         for env in ENVS
         if env in eight
     )
-    return _table(["eight at a time", "return", "time of SB3's SAC", "one at a time"], rows)
+    return as_table(["eight at a time", "return", "time of SB3's SAC", "one at a time"], rows)
 
 
 def bfloat16_table(late: pd.Series, env: str = "HalfCheetah-v5") -> str:
@@ -153,42 +164,8 @@ def bfloat16_table(late: pd.Series, env: str = "HalfCheetah-v5") -> str:
         for seeds in (float32, bfloat16):
             half = ttest_1samp(seeds, 0).confidence_interval().high - seeds.mean()
             cells.append(f"{seeds.mean():,.0f} ± {half:,.0f} ({_each(seeds)})")
-        ends = ttest_ind(bfloat16, float32, equal_var=False).confidence_interval()
-        cells.append(f"{bfloat16.mean() - float32.mean():,.0f} [{ends.low:,.0f}, {ends.high:,.0f}]")
-        rows.append([f"`{name}`", *cells])
-    return _table([env, *PRECISIONS, "difference"], rows)
-
-
-def _in_as_much_time(folder: Path, paces: pd.Series, name: str, reference: str, env: str) -> pd.Series:
-    """:return: Early mean returns of each seed, of when it has trained for as long as the reference has early on"""
-    share = paces[reference, env] / paces[name, env]
-    return mean_returns(folder, (EARLY[0] * share, EARLY[1] * share))[name].get(env, NOTHING)
-
-
-def early_table(seconds: pd.DataFrame) -> str:
-    """:return: A line per task of the study: both routes after as many steps, and after as much time"""
-    pathwise, likelihood_ratio = CROSSQ
-    early, paces = mean_returns(LARGE_BATCHES, EARLY), _paces(seconds)
-    rows = []
-    for env in STUDIED:
-        as_long = _in_as_much_time(LARGE_BATCHES, paces, likelihood_ratio, pathwise, env)
-        rows.append([env, *map(_with_seeds, (early[pathwise, env], early[likelihood_ratio, env], as_long))])
-    return _table(["task", "pathwise", "likelihood ratio", "likelihood ratio, as much time"], rows)
-
-
-def study_table(env: str, seconds: pd.DataFrame) -> str:
-    """:return: A line per variant of the study that has runs: mean and seeds after as many steps, and after as much time"""
-    early, paces = mean_returns(STUDY, EARLY), _paces(seconds)
-    rows = []
-    for name, cells in json.loads((STUDY / "comparison.json").read_text())["cells"].items():
-        if (name, env) not in early:
-            continue
-        # One pathwise sample, with the same critic
-        reference = f"pathwise_{'crossq' if cells[env]['algo'] in CROSSQ else 'ac'}"
-        cost = paces[name, env] / paces[reference, env]
-        as_long = _with_seeds(_in_as_much_time(STUDY, paces, name, reference, env)) if cost > 1 else "the same"
-        rows.append([f"`{name}`", _with_seeds(early[name, env]), f"{cost:.2f} x", as_long])
-    return _table([env, "as many steps", "time of a step", "as much time"], rows)
+        rows.append([f"`{name}`", *cells, difference(bfloat16, float32)])
+    return as_table([env, *PRECISIONS, "difference"], rows)
 
 
 def measure_seconds(folder: Path, precisions: Sequence[str], n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
@@ -221,11 +198,11 @@ def measure_seconds(folder: Path, precisions: Sequence[str], n_steps: int = 100,
 
 def seconds_table(seconds: pd.DataFrame, names: Sequence[str] = CROSSQ) -> str:
     """:return: A line per task: seconds for 1,000 steps as a share of those of SB3's SAC"""
-    paces = _paces(seconds)
+    paces = paces_of(seconds)
     columns = [(name, precision) for name in names for precision in PRECISIONS]
     heads = [f"`{name}`, {precision}" for name, precision in columns]
     rows = ([env, *(_share(paces, _in(precision, name), env) for name, precision in columns)] for env in ENVS)
-    return _table(["time of SB3's SAC", *heads], rows)
+    return as_table(["time of SB3's SAC", *heads], rows)
 
 
 def main() -> None:
@@ -235,14 +212,12 @@ def main() -> None:
         folder, precisions = MEASURED[measured]
         measure_seconds(folder, precisions).to_csv(folder / "seconds.csv", index=False)
     peers = pd.read_csv(FOLDER / "peers.csv", index_col="method")
-    folders = (FOLDER, LARGE_BATCHES, EIGHT, STUDY)
-    seconds, large_seconds, of_eight, of_study = (pd.read_csv(folder / "seconds.csv") for folder in folders)
+    seconds, large_seconds, of_eight = (pd.read_csv(folder / "seconds.csv") for folder in (FOLDER, LARGE_BATCHES, EIGHT))
     late, large = mean_returns(), mean_returns(LARGE_BATCHES)
     tables = [readme_table(late, seconds, peers), peers_table(peers)]
     tables += [routes_table(late, "SAC's critic", TWIN), routes_table(large, "batches of 256"), tried_table()]
     tables += [eight_table(seconds, of_eight)]
     tables += [bfloat16_table(late), seconds_table(seconds), seconds_table(large_seconds), seconds_table(seconds, TWIN)]
-    tables += [early_table(large_seconds), *(study_table(env, of_study) for env in STUDIED)]
     print(*tables, sep="\n\n")
 
 

@@ -99,3 +99,15 @@ def test_tables_of_the_documentation(env: str) -> None:
     for path in paths:
         needed = [example.samples_to_match(point) for (_, scale), point in example.read_csv(path).items() if scale == 1]
         assert f"{needed[-1]:.1f}" in page and f"{min(needed):.1f}" in page and f"{max(needed):.1f}" in page
+
+
+def test_study_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of the page are those of the committed files, which the figure can be drawn from."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = load("study_returns")
+    page = (EXAMPLES.parent / "docs" / "guide" / "study.md").read_text()
+    assert all(table in page for table in (example.early_table(), *map(example.study_table, example.ENVS)))
+    figure = tmp_path / "samples.png"
+    example.draw(figure)
+    assert figure.stat().st_size > 10_000
