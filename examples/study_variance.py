@@ -262,16 +262,17 @@ def summarise(path: Path) -> None:
 
 def markdown(paths: list[Path], env: str) -> str:
     """
-    :return: a line for each of ``TABLE``: variance, and time of an update in units of one with one pathwise sample, after the
-        training with each critic
+    :return: a line for each of ``TABLE``, after the training with each critic: variance, signal-to-noise ratio, and time of an
+        update in units of one with one pathwise sample
     """
     heads, columns = [env], [list(TABLE)]
     for path in paths:
         _, point = at_the_end(read_csv(path))
         shown = [point[estimator] for estimator in TABLE.values()]
         variances = [numbers["variance"] for numbers in shown]
-        heads += [f"{path.stem.rpartition('-')[2]}: variance", "time"]
+        heads += [f"{path.stem.rpartition('-')[2]}: variance", "signal to noise", "time"]
         columns.append([f"{variance:{',.0f' if variance > 1000 else '.3g'}}" for variance in variances])
+        columns.append([f"{numbers['snr']:.3g}" for numbers in shown])
         columns.append([f"{numbers['update_ms'] / shown[0]['update_ms']:.2f}" for numbers in shown])
     rows = (heads, ["---"] * len(heads), *zip(*columns, strict=True))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace(" --- ", "---")

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,32 @@ def test_tables_of_the_documentation(env: str) -> None:
     for path in paths:
         needed = [example.samples_to_match(point) for (_, scale), point in example.read_csv(path).items() if scale == 1]
         assert f"{needed[-1]:.1f}" in page and f"{min(needed):.1f}" in page and f"{max(needed):.1f}" in page
+
+
+@pytest.mark.parametrize("env", ["Hopper-v5", "HalfCheetah-v5"])
+def test_findings_of_the_documentation(env: str) -> None:
+    """What the text says of the tables' files, in the order of the critics."""
+    example = load("study_variance")
+    folder = Path(example.__file__).parent / "figures" / "study"
+    page = " ".join((folder.parents[2] / "docs" / "guide" / "study.md").read_text().split())
+    ratio, pathwise = example.RATIOS["leave_one_out"], example.PATHWISE[0]
+    sharper, falls, errors, needed = [], [], [], []
+    for critic in example.HYPERPARAMS:
+        measured = example.read_csv(folder / f"variance-{env}-{critic}.csv")
+        steps, point = example.at_the_end(measured)
+        sharp = measured[steps, min(example.STD_SCALES)]
+        sharper.append(f"from {point[ratio[2]]['variance']:#.3g} to {sharp[ratio[2]]['variance']:#.3g}")
+        falls.append(f"{point[pathwise]['variance'] / sharp[pathwise]['variance']:.2g}")
+        v, c = example.leave_one_out_law(point)
+        laws = {estimator: v + c / (estimator.n_samples - 1) for estimator in ratio[1:-1]}
+        errors.append(max(abs(law / (e.n_samples * point[e]["variance"]) - 1) for e, law in laws.items()))
+        needed.append([example.samples_to_match(point) for (_, scale), point in measured.items() if scale == 1])
+    assert f"{' and '.join(sharper)} on {env}" in page
+    assert f"by {' and '.join(falls)}" in page
+    within = "within {:.0f} % (twin) and {:.0f} % (batch_renorm)" if env == "Hopper-v5" else "within {:.0f} % and {:.0f} %"
+    assert f"{within.format(*(math.ceil(100 * error) for error in errors))} on {env}" in page
+    more = [normalised / twin for twin, normalised in zip(*needed, strict=True)]
+    assert f"{min(more):.1f} to {max(more):.1f} times" in page
 
 
 def test_study_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
