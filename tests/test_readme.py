@@ -19,6 +19,8 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 
 import sb3_pathwise
+from sb3_pathwise.experiments.page import REFERENCES
+from sb3_pathwise.experiments.statistics import Statistics
 from sb3_pathwise.zoo.registry import ALGORITHMS, CRITIC_OF
 
 ROOT = Path(__file__).parents[1]
@@ -159,12 +161,21 @@ def test_mujoco() -> None:
     late, large = script["mean_returns"](), script["mean_returns"](large_batches)
     readme = (ROOT / "README.md").read_text()
     assert script["readme_table"](late, seconds, peers) in readme
-    eight = script["mean_returns"](script["EIGHT"]).groupby("environment").mean()
-    assert re.search(r"returns ([\d,]+) \(five\s+seeds\) and ([\d,]+)", readme).groups() == (
-        f"{eight['Ant-v5']:,.0f}",
-        f"{eight['Humanoid-v5']:,.0f}",
+    eight = script["mean_returns"](script["EIGHT"]).groupby("environment")
+    text = r"takes (.+) on Ant-v5 and (.+) on Humanoid-v5, and returns (.+) \(five\s+seeds\) and ([\d,]+)"
+    shares = pd.read_csv(script["EIGHT"] / "seconds.csv").groupby("environment")["seconds_per_1000_steps"]
+    assert re.search(text, readme).groups() == (
+        *(f"{shares.last()[env] / shares.first()[env]:.2f} x" for env in ("Ant-v5", "Humanoid-v5")),
+        *(f"{eight.mean()[env]:,.0f}" for env in ("Ant-v5", "Humanoid-v5")),
+    )
+    references = pd.read_csv(REFERENCES, index_col="environment")
+    pooled = Statistics(pd.read_csv(folder / "results.csv"), script["CROSSQ"], script["ENVS"], references).places[0]
+    scores = [f"{score.point:.2f} [{score.low:.2f}, {score.high:.2f}]" for score in pooled.ranking["final"].values()]
+    assert "at the end {} with the pathwise gradient and {} with the likelihood ratio".format(*scores) in " ".join(
+        readme.split()
     )
     results = (ROOT / "docs" / "guide" / "results.md").read_text()
+    assert f"the first three seeds' mean is {eight.head(3).groupby('environment').mean()['Ant-v5']:,.0f}," in results
     tables = [script["peers_table"](peers), script["routes_table"](large, "batches of 256"), script["tried_table"]()]
     tables.append(script["routes_table"](late, "SAC's critic", script["TWIN"]))
     tables.append(script["eight_table"](seconds, pd.read_csv(script["EIGHT"] / "seconds.csv")))
