@@ -25,6 +25,7 @@ from sb3_pathwise.zoo.registry import ALGORITHMS, CRITIC_OF
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NO_REFERENCES = pd.DataFrame({"random": [], "reference": []})
 CLASSES = (sb3_pathwise.PathwiseAC, sb3_pathwise.LikelihoodRatioAC, sb3_pathwise.MeasureValuedAC, sb3_pathwise.MixedAC)
 
 
@@ -139,6 +140,10 @@ def test_results() -> None:
         assert shown == {seed: f"{value:.1f}" for seed, value in of_seeds.items()}
         # Of four or five values, without the smallest and the largest
         assert row["final return"] == f"{np.mean(sorted(of_seeds.values())[1:-1]):.1f}"
+    results = pd.read_csv(ROOT / "examples" / "figures" / "Pendulum-v1" / "results.csv")
+    ranking = Statistics(results, [row["algorithm"].strip("`") for row in rows], ["Pendulum-v1"], NO_REFERENCES)
+    scores = ranking.environments[0].ranking["final"].values()
+    assert [row["95 % interval"] for row in rows] == [f"[{score.low:.1f}, {score.high:.1f}]" for score in scores]
 
 
 def test_critics_on_pendulum() -> None:
@@ -182,6 +187,58 @@ def test_mujoco() -> None:
     tables += [*map(script["seconds_table"], (seconds, large_seconds)), script["seconds_table"](seconds, script["TWIN"])]
     assert all(table in results for table in tables)
     assert script["bfloat16_table"](late) in (ROOT / "docs" / "guide" / "engines.md").read_text()
+
+
+def test_choosing_a_route() -> None:
+    """Speeds are those of the table of the engines, the variances those of the files."""
+    page = (ROOT / "docs" / "guide" / "choosing_a_route.md").read_text()
+    rows = {row["algorithm"].strip("`"): row for row in table("| algorithm | engine | HalfCheetah-v5 | Pendulum-v1 |")}
+    speed = {name: row["HalfCheetah-v5"].partition(" ")[0] for name, row in rows.items()}
+    others = "`LikelihoodRatioAC` {likelihood_ratio_ac}, `MixedAC` {mixed_ac}, `MeasureValuedAC` {measure_valued_ac}"
+    assert f"{speed['pathwise_ac']} times SAC's steps per second on HalfCheetah-v5; {others.format(**speed)}" in page
+    in_one_dimension = rows["measure_valued_ac"]["Pendulum-v1"].partition(" ")[0]
+    assert f"{in_one_dimension} times SAC's steps per second on Pendulum-v1" in page
+    critics = {row["`critic=`"].strip('`"'): row["needs"] for row in table("| `critic=` |")}
+    with_twin = (
+        f'{speed["pathwise_tqc"]} times SAC\'s steps per second on HalfCheetah-v5, where `"twin"` has {speed["pathwise_ac"]}'
+    )
+    assert with_twin in critics["quantile"]
+    assert f"{speed['pathwise_crossq']} times SAC's steps per second" in critics["batch_renorm"]
+
+    figures = ROOT / "examples" / "figures"
+    last = pd.read_csv(figures / "variance-HalfCheetah-v5.csv").iloc[-1]
+    mixed, pathwise = (f"{last[f'gradient/{route}/variance']:.3f}" for route in ("mixed", "pathwise"))
+    assert f"after 20,000 steps: variance {mixed} with 8 actions; `PathwiseAC` with one, {pathwise} |" in page
+    baselines = pd.read_csv(figures / "baselines-HalfCheetah-v5.csv", index_col="trained_with")
+    for row in table("| trained with |"):
+        measured = baselines.loc[row["trained with"].partition('"')[2].strip('`"')]
+        assert [row[f'`"{name}"`'] for name in baselines] == [f"{x:,.0f}" if x > 100 else f"{x:.3f}" for x in measured]
+
+
+def test_truck() -> None:
+    script = runpy.run_path(str(ROOT / "examples" / "gearbox.py"))
+    page, choosing = ((ROOT / "docs" / "guide" / name).read_text() for name in ("study.md", "choosing_a_route.md"))
+    measured = script["intervals"](script["FIGURES"] / "returns.csv")
+    critics = {"the gear": "gear", "the lever": "twin"}
+    shown = {(critics[row["critic is given"]], row["route"].replace(" ", "_")): row for row in table("| critic is given |")}
+    assert shown.keys() == measured.keys()
+    for key, (seeds, mean, half) in measured.items():
+        assert shown[key]["return of each seed"] == ", ".join(f"{value:.1f}" for value in seeds)
+        assert shown[key]["mean"] == f"{mean:.1f} ± {half:.1f}"
+    ours, theirs = (measured["gear", route][1] for route in ("likelihood_ratio", "pathwise"))
+    assert f"return {ours:.1f}, `PathwiseAC` {theirs:.1f} (" in choosing
+
+    rows = pd.read_csv(script["FIGURES"] / "gradients.csv").set_index(["critic", "what", "route"]).sort_index()
+    shares = [
+        rows.loc[("gear", "std", route), "share"] for route in ("likelihood_ratio", "measure_valued", "pathwise", "mixed")
+    ]
+    texts = [f"{share.min():.2f} to {share.max():.2f}" for share in shares[:2]]
+    assert (shares[2] == 0).all() and (shares[3] == 0).all()
+    assert f"{texts[0]} (likelihood ratio), {texts[1]} (measure-valued) and 0 (pathwise, mixed)" in " ".join(page.split())
+    variances = [rows.loc[("twin", "std", route)].set_index("at")["variance"] for route in ("pathwise", "likelihood_ratio")]
+    ratio = variances[0] / variances[1]
+    text = "{:.2f} times the likelihood ratio's variance at a standard deviation of 0.02 and {:.2f} times at 1"
+    assert text.format(ratio[0.02], ratio[1]) in " ".join(page.split())
 
 
 def test_keys_of_the_zoo() -> None:
