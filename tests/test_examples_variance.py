@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import math
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,14 @@ def test_study_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     example = load("study_returns")
     page = (EXAMPLES.parent / "docs" / "guide" / "study.md").read_text()
-    assert all(table in page for table in (example.early_table(), *map(example.study_table, example.ENVS)))
+    tables = (example.early_table(), *map(example.study_table, example.ENVS))
+    assert all(table in page for table in tables)
+    # Differences in the text, with their intervals, are those of the tables
+    text = "\n".join(line for line in page.splitlines() if not line.startswith("|"))
+    found = re.findall(r"-?[\d,]+ \[[-\d, ]+\]", text)
+    assert found and all(difference in "".join(tables) for difference in found)
+    n_runs = len((example.STUDY / "runs.csv").read_text().splitlines()) - 1
+    assert f"**{n_runs} of them are run**" in text
     figure = tmp_path / "samples.png"
     example.draw(figure)
     assert figure.stat().st_size > 10_000
