@@ -11,7 +11,6 @@ Needs `pip install -e '.[compare,mujoco]'`.
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +32,11 @@ ENVS = ("Hopper-v5", "HalfCheetah-v5")
 CRITICS = {"ac": "twin", "crossq": "batch_renorm"}
 # Evaluations between these steps are one number
 EARLY = (30_000, 50_000)
-# Where the figure has the variants that are not one pathwise sample, or some of the likelihood ratio's with a baseline
-ELSEWHERE = {
-    "none": (4, "LR, 8,\nno baseline"),
+# Not one pathwise sample, nor some of the likelihood ratio's with a baseline: place in the figure, and label
+OTHERS = {
+    "likelihood_ratio_ac:baseline=none": (4, "likelihood ratio, 8, no baseline"),
     "mixed_ac": (5, "mixed, 8"),
-    "measure_valued_ac": (6, "measure-\nvalued, 1"),
+    "measure_valued_ac": (6, "measure-valued, 1"),
 }
 PATHWISE, LIKELIHOOD_RATIO = (LINES[label][1] for label in ("pathwise", "likelihood ratio, leave-one-out"))
 
@@ -46,18 +45,18 @@ class Variant(NamedTuple):
     """
     What a variant of the study has earned.
 
-    :param name: Its name in the comparison
     :param critic: Of which kind
-    :param arguments: Its hyperparameters
+    :param x: Its place in the figure: 0 for one pathwise sample, below 4 for the likelihood ratio with a baseline
+    :param label: Route, and number of samples
     :param early: Mean return between 30,000 and 50,000 steps, by seed
     :param cost: Time of a step, that of one pathwise sample with the same critic being 1
     :param as_long: Mean return when it has trained for as long as one pathwise sample has by those steps, by seed
     :param reference: Mean return of one pathwise sample, by seed
     """
 
-    name: str
     critic: str
-    arguments: dict[str, Any]
+    x: float
+    label: str
     early: pd.Series
     cost: float
     as_long: pd.Series
@@ -68,17 +67,28 @@ def _after_as_long(folder: Path, name: str, env: str, cost: float) -> pd.Series:
     return mean_returns(folder, (EARLY[0] / cost, EARLY[1] / cost))[name].get(env, NOTHING)
 
 
-def variants(env: str) -> Iterator[Variant]:
-    """:return: Those that have runs, in the order of the comparison"""
+def variants(env: str) -> list[Variant]:
+    """:return: Those that have runs, by critic and place"""
     early, paces = mean_returns(STUDY, EARLY), paces_of(pd.read_csv(STUDY / "seconds.csv"))
+    found = []
     for name, cells in json.loads((STUDY / "comparison.json").read_text())["cells"].items():
         if (name, env) not in early:
             continue
         kind = cells[env]["algo"].rpartition("_")[2]
+        n_samples = cells[env]["hyperparams"].get("n_action_samples")
+        x, label = OTHERS.get(name) or (
+            (_place(n_samples), f"likelihood ratio, {n_samples}") if n_samples else (0, "pathwise, 1")
+        )
         reference = f"pathwise_{kind}"
         cost = paces[name, env] / paces[reference, env]
         as_long = _after_as_long(STUDY, name, env, cost)
-        yield Variant(name, CRITICS[kind], cells[env]["hyperparams"], early[name, env], cost, as_long, early[reference, env])
+        found.append(Variant(CRITICS[kind], x, label, early[name, env], cost, as_long, early[reference, env]))
+    return sorted(found, key=lambda variant: (list(CRITICS.values()).index(variant.critic), variant.x))
+
+
+def _place(n_samples: float) -> float:
+    # 2, 8 and 32 samples are at 1, 2 and 3
+    return (math.log2(n_samples) + 1) / 2
 
 
 def early_table() -> str:
@@ -96,8 +106,8 @@ def study_table(env: str) -> str:
     """:return: A line per variant: mean and seeds after as many steps and as much time, and how far pathwise is behind"""
     rows = []
     for variant in variants(env):
-        cells = [f"`{variant.name}`", with_seeds(variant.early), "", f"{variant.cost:.2f} x", "the same", ""]
-        if not variant.name.startswith("pathwise"):
+        cells = [f"{variant.critic}: {variant.label}", with_seeds(variant.early), "", f"{variant.cost:.2f} x", "the same", ""]
+        if variant.x > 0:
             cells[2] = difference(variant.early, variant.reference)
         if variant.cost > 1:
             cells[4:] = with_seeds(variant.as_long), difference(variant.as_long, variant.reference)
@@ -122,7 +132,7 @@ def draw(path: Path) -> None:
             there = [variant for variant in variants(env) if variant.critic == critic]
             _draw_variants(axes, there)
             measured = read_csv(STUDY.parent / f"variance-{env}-{critic}.csv")
-            equal = [_position(samples_to_match(point)) for (_, scale), point in measured.items() if scale == 1]
+            equal = [_place(samples_to_match(point)) for (_, scale), point in measured.items() if scale == 1]
             axes.axvspan(min(equal), max(equal), color="0.92", zorder=-1, label="as many samples as make the variances equal")
             axes.axhline(there[0].reference.mean(), color=PATHWISE, linewidth=1, linestyle="--", zorder=0)
             axes.set(title=f"{env}, {critic} critic", ylabel="return", ylim=(min(0, axes.get_ylim()[0]), None), ymargin=0.1)
@@ -137,36 +147,23 @@ def draw(path: Path) -> None:
 
 
 def _draw_variants(axes: Any, there: list[Variant]) -> None:
-    places = [_place(variant) for variant in there]
-    axes.set_xticks([x for x, _ in places], [label for _, label in places])
+    labels = [
+        variant.label.replace("likelihood ratio", "LR").replace(", no ", ",\nno ").replace("-v", "-\nv") for variant in there
+    ]
+    axes.set_xticks([variant.x for variant in there], labels)
     for marker, style, shift, what in (("o", "-", -0.07, "as many steps"), ("^", ":", 0.07, "as much time")):
         line = []
-        for variant, (x, _) in zip(there, places, strict=True):
-            seeds = variant.early if what == "as many steps" else variant.as_long
-            colour = PATHWISE if x == 0 else LIKELIHOOD_RATIO if x < 4 else "0.35"
-            looks = {"color": colour, "markerfacecolor": colour if style == "-" else "white", "markersize": 5}
-            axes.plot([x + shift] * len(seeds), seeds, marker, **looks)
-            axes.plot(x + shift, seeds.mean(), "_", color=colour, markersize=16, markeredgewidth=2)
-            if 0 < x < 4:
-                line.append((x + shift, seeds.mean()))
+        for variant in there:
+            x, seeds = variant.x + shift, variant.early if what == "as many steps" else variant.as_long
+            colour = PATHWISE if variant.x == 0 else LIKELIHOOD_RATIO if variant.x < 4 else "0.35"
+            axes.plot(
+                [x] * len(seeds), seeds, marker, color=colour, markersize=5, fillstyle="full" if style == "-" else "none"
+            )
+            axes.plot(x, seeds.mean(), "_", color=colour, markersize=16, markeredgewidth=2)
+            if 0 < variant.x < 4:
+                line.append((x, seeds.mean()))
         axes.plot(*zip(*line, strict=True), style, color=LIKELIHOOD_RATIO, linewidth=1, zorder=0)
-        axes.plot(
-            [], [], marker + style, color="0.35", markerfacecolor="0.35" if style == "-" else "white", label=f"after {what}"
-        )
-
-
-def _position(n_samples: float) -> float:
-    # 2, 8 and 32 samples are at 1, 2 and 3
-    return (math.log2(n_samples) + 1) / 2
-
-
-def _place(variant: Variant) -> tuple[float, str]:
-    """:return: Position on the axis of the figure, and label"""
-    for name, place in ELSEWHERE.items():
-        if name in (variant.name, variant.arguments.get("baseline")):
-            return place
-    n_samples = variant.arguments.get("n_action_samples")
-    return (0, "pathwise, 1") if n_samples is None else (_position(n_samples), f"LR, {n_samples}")
+        axes.plot([], [], marker + style, color="0.35", fillstyle="full" if style == "-" else "none", label=f"after {what}")
 
 
 def main() -> None:
