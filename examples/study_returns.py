@@ -151,19 +151,20 @@ def _draw_variants(axes: Any, there: list[Variant]) -> None:
         variant.label.replace("likelihood ratio", "LR").replace(", no ", ",\nno ").replace("-v", "-\nv") for variant in there
     ]
     axes.set_xticks([variant.x for variant in there], labels)
-    for marker, style, shift, what in (("o", "-", -0.07, "as many steps"), ("^", ":", 0.07, "as much time")):
+    for what, of, shift, style, looks in (
+        ("after as many steps", "early", -0.07, "-", {"marker": "o", "fillstyle": "full"}),
+        ("after as much time", "as_long", 0.07, ":", {"marker": "^", "fillstyle": "none"}),
+    ):
         line = []
         for variant in there:
-            x, seeds = variant.x + shift, variant.early if what == "as many steps" else variant.as_long
+            x, seeds = variant.x + shift, getattr(variant, of)
             colour = PATHWISE if variant.x == 0 else LIKELIHOOD_RATIO if variant.x < 4 else "0.35"
-            axes.plot(
-                [x] * len(seeds), seeds, marker, color=colour, markersize=5, fillstyle="full" if style == "-" else "none"
-            )
+            axes.plot([x] * len(seeds), seeds, color=colour, linestyle="none", markersize=5, **looks)
             axes.plot(x, seeds.mean(), "_", color=colour, markersize=16, markeredgewidth=2)
             if 0 < variant.x < 4:
                 line.append((x, seeds.mean()))
         axes.plot(*zip(*line, strict=True), style, color=LIKELIHOOD_RATIO, linewidth=1, zorder=0)
-        axes.plot([], [], marker + style, color="0.35", fillstyle="full" if style == "-" else "none", label=f"after {what}")
+        axes.plot([], [], style, color="0.35", label=what, **looks)
 
 
 def main() -> None:
