@@ -127,15 +127,16 @@ def draw(path: Path) -> None:
     with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(12, 8), layout="constrained")
         grid = figure.subplots(len(CRITICS), len(ENVS))
-    for critic, row in zip(CRITICS.values(), grid, strict=True):
-        for env, axes in zip(ENVS, row, strict=True):
-            there = [variant for variant in variants(env) if variant.critic == critic]
+    for env, column in zip(ENVS, grid.T, strict=True):
+        found = variants(env)
+        for critic, axes in zip(CRITICS.values(), column, strict=True):
+            there = [variant for variant in found if variant.critic == critic]
             _draw_variants(axes, there)
             measured = read_csv(STUDY.parent / f"variance-{env}-{critic}.csv")
             equal = [_place(samples_to_match(point)) for (_, scale), point in measured.items() if scale == 1]
             axes.axvspan(min(equal), max(equal), color="0.92", zorder=-1, label="as many samples as make the variances equal")
             axes.axhline(there[0].reference.mean(), color=PATHWISE, linewidth=1, linestyle="--", zorder=0)
-            axes.set(title=f"{env}, {critic} critic", ylabel="return", ylim=(min(0, axes.get_ylim()[0]), None), ymargin=0.1)
+            axes.set(title=f"{env}, {critic} critic", ylabel="return", ylim=(min(0, axes.get_ylim()[0]), None))
             axes.yaxis.set_major_formatter("{x:,.0f}")
             axes.grid(axis="y", color="0.9", linewidth=0.8)
             axes.set_axisbelow(True)
