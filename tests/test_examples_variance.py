@@ -142,7 +142,7 @@ def test_study_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = re.findall(r"-?[\d,]+ \[[-\d, ]+\]", text)
     assert found and all(difference in "".join(tables) for difference in found)
     n_runs = len((example.STUDY / "runs.csv").read_text().splitlines()) - 1
-    assert f"**{n_runs} of them are run**" in text
+    assert f": {n_runs} runs of 50,000 steps" in text
     figure = tmp_path / "samples.png"
     example.draw(figure)
     assert figure.stat().st_size > 10_000
