@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch as th
 from sb3_contrib.crossq.policies import CrossQPolicy
-from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -159,6 +159,13 @@ class DistributionPolicy(SACPolicy):
             )
         return critic
 
+    def set_training_mode(self, mode: bool) -> None:
+        # SAC's. It is called three times a step, and Module.__setattr__ costs more than a small layer
+        for network in (self.actor, self.critic):
+            if not _set_stock_modes(network, mode):
+                network.set_training_mode(mode)
+        self.training = mode
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if not (deterministic and self.distribution == "gaussian_mixture"):
             return super()._predict(observation, deterministic)
@@ -168,6 +175,23 @@ class DistributionPolicy(SACPolicy):
         candidates = actor.action_dist.component_means(policy_dist).movedim(1, 0)
         best = self.critic_rule.value(self.critic, observation)(candidates).argmax(dim=0)
         return candidates[best, th.arange(candidates.shape[1])]
+
+
+def _set_stock_modes(network: BaseModel, mode: bool) -> bool:
+    """:return: whether that was done: not where a class or somebody else has a say in it"""
+    modules: list[Any] = [network]
+    for module in modules:
+        modules += [child for child in module._modules.values() if child is not None]
+    attributes = [module.__dict__ for module in modules]
+    if type(network).set_training_mode is not BaseModel.set_training_mode or "set_training_mode" in attributes[0]:
+        return False
+    if not all(type(module).train is th.nn.Module.train for module in modules):
+        return False
+    if not all("training" in own and "train" not in own for own in attributes):
+        return False
+    for own in attributes:
+        own["training"] = mode
+    return True
 
 
 def critic_arguments(critic: str) -> list[str]:

@@ -216,3 +216,32 @@ def test_one_gaussian_does_not(make_model: MakeModel) -> None:
     for cls in (LikelihoodRatioAC, PathwiseAC):
         gaussian = make_model(cls, "TwoGoals-v0", policy_kwargs={"net_arch": [32]}, **kwargs).learn(2000)
         assert min(shares(gaussian)) < 0.05 or sum(shares(gaussian)) < 0.7
+
+
+@pytest.mark.parametrize("critic", ["twin", "batch_renorm"])
+@pytest.mark.parametrize("whose", ["stock", "class", "instance", "actor"])
+def test_training_mode(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, critic: str, whose: str) -> None:
+    """Every module is in the mode that SAC's policy puts it in, whoever has a say in it."""
+
+    class Frozen(th.nn.Dropout):
+        def train(self, mode: bool = True) -> "Frozen":
+            return super().train(False)
+
+    model = make_model(PathwiseAC, policy_kwargs={"critic": critic})
+    layers = model.critic.q_networks[0]
+    layers.append(Frozen() if whose == "class" else th.nn.Sequential())
+    layers.register_module("nothing", None)
+    if whose == "instance":
+        layers[0].train = lambda mode=True: layers[0]
+    if whose == "actor":
+        monkeypatch.setattr(type(model.actor), "set_training_mode", lambda self, mode: self.latent_pi.train(mode))
+    for mode in (True, False):
+        modes = []
+        for policy in (sac.policies.SACPolicy, type(model.policy)):
+            for i, module in enumerate(model.policy.modules()):
+                module.training = i % 2 == 0
+            policy.set_training_mode(model.policy, mode)
+            modes.append({name: module.training for name, module in model.policy.named_modules()})
+        assert modes[0] == modes[1]
+        ours = {value for name, value in modes[1].items() if name.startswith(("actor", "critic."))}
+        assert whose != "stock" or ours == {mode}
