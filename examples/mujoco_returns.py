@@ -37,6 +37,8 @@ TRIED = {
     "the same, observations normalised": OTHERS / "normalised",
     "batches of 64": OTHERS / "batches-of-64",
     "`n_steps=3`": OTHERS / "three-steps",
+    "two updates a step": OTHERS / "two-updates",
+    "actor not normalised": OTHERS / "plain-actor",
 }
 # The same with as many updates, but eight at a time: calls are fewer, and time is less
 EIGHT = OTHERS / "eight-steps"
@@ -134,11 +136,10 @@ def routes_table(late: pd.Series, head: str, names: Sequence[str] = CROSSQ) -> s
 
 
 def tried_table() -> str:
-    """:return: A line for each setting that `pathwise_crossq` was tried with, beside the zoo's: each seed's return"""
-    rows = []
-    for setting, folder in TRIED.items():
-        late = mean_returns(folder).droplevel("algorithm")
-        rows.append([setting, *(_each(late.get(env, NOTHING)) for env in ENVS)])
+    """:return: A line for each setting that `pathwise_crossq` was tried with, the benchmark's first: each seed's return"""
+    settings = {"the benchmark's": mean_returns()[CROSSQ[0]]}
+    settings |= {setting: mean_returns(folder).droplevel("algorithm") for setting, folder in TRIED.items()}
+    rows = ([setting, *(_each(late.get(env, NOTHING)) for env in ENVS)] for setting, late in settings.items())
     return as_table(["setting", *ENVS], rows)
 
 

@@ -189,6 +189,22 @@ def test_mujoco() -> None:
     assert script["bfloat16_table"](late) in (ROOT / "docs" / "guide" / "engines.md").read_text()
 
 
+def test_normalised_observations() -> None:
+    script = runpy.run_path(str(ROOT / "examples" / "mujoco_returns.py"))
+    folders = (script["FOLDER"], script["OTHERS"] / "likelihood-ratio-normalised")
+    without, with_them = (script["mean_returns"](folder, (40_000, 40_000)).loc[:, "Humanoid-v5", 0] for folder in folders)
+    pathwise, likelihood_ratio = (f"{without[name]:,.0f}" for name in script["TWIN"])
+    (normalised,) = (f"{value:,.0f}" for value in with_them)
+    results, choosing = (
+        " ".join((ROOT / "docs" / "guide" / name).read_text().split()) for name in ("results.md", "choosing_a_route.md")
+    )
+    assert (
+        f"returned {normalised} after 40,000 steps instead of {likelihood_ratio}; the pathwise route, without, {pathwise}"
+        in results
+    )
+    assert f"{pathwise}, `LikelihoodRatioAC` {likelihood_ratio}, and {normalised} with normalised observations |" in choosing
+
+
 def test_choosing_a_route() -> None:
     """Speeds are those of the table of the engines, the variances those of the files."""
     page = (ROOT / "docs" / "guide" / "choosing_a_route.md").read_text()
