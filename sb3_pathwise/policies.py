@@ -162,8 +162,7 @@ class DistributionPolicy(SACPolicy):
     def set_training_mode(self, mode: bool) -> None:
         # SAC's. It is called three times a step, and Module.__setattr__ costs more than a small layer
         for network in (self.actor, self.critic):
-            if not _set_stock_modes(network, mode):
-                network.set_training_mode(mode)
+            _set_training_mode(network, mode)
         self.training = mode
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -177,21 +176,20 @@ class DistributionPolicy(SACPolicy):
         return candidates[best, th.arange(candidates.shape[1])]
 
 
-def _set_stock_modes(network: BaseModel, mode: bool) -> bool:
-    """:return: whether that was done: not where a class or somebody else has a say in it"""
+def _set_training_mode(network: BaseModel, mode: bool) -> None:
+    """``network.set_training_mode(mode)``, written to the modules directly if no class and nobody else has a say in it."""
     modules: list[Any] = [network]
     for module in modules:
         modules += [child for child in module._modules.values() if child is not None]
-    attributes = [module.__dict__ for module in modules]
-    if type(network).set_training_mode is not BaseModel.set_training_mode or "set_training_mode" in attributes[0]:
-        return False
-    if not all(type(module).train is th.nn.Module.train for module in modules):
-        return False
-    if not all("training" in own and "train" not in own for own in attributes):
-        return False
-    for own in attributes:
-        own["training"] = mode
-    return True
+    is_stock = type(network).set_training_mode is BaseModel.set_training_mode and "set_training_mode" not in vars(network)
+    if is_stock and all(
+        type(module).train is th.nn.Module.train and "train" not in module.__dict__ and "training" in module.__dict__
+        for module in modules
+    ):
+        for module in modules:
+            module.__dict__["training"] = mode
+    else:
+        network.set_training_mode(mode)
 
 
 def critic_arguments(critic: str) -> list[str]:

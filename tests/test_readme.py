@@ -174,14 +174,12 @@ def test_mujoco() -> None:
         *(f"{eight.mean()[env]:,.0f}" for env in ("Ant-v5", "Humanoid-v5")),
     )
     references = pd.read_csv(REFERENCES, index_col="environment")
-    keys = [*script["CROSSQ"], *script["TWIN"]]
+    prose, keys = " ".join(readme.split()), [*script["CROSSQ"], *script["TWIN"]]
     pooled = Statistics(pd.read_csv(folder / "results.csv"), keys, script["ENVS"], references).places[0].ranking["final"]
     scores = [f"{pooled[key].point:.2f} [{pooled[key].low:.2f}, {pooled[key].high:.2f}]" for key in script["CROSSQ"]]
     (with_twin,) = {f"{pooled[key].point:.2f}" for key in script["TWIN"]}
-    assert f"With SAC's critic, both reach {with_twin}, which has no interval" in " ".join(readme.split())
-    assert "at the end {} with the pathwise gradient and {} with the likelihood ratio".format(*scores) in " ".join(
-        readme.split()
-    )
+    assert f"With SAC's critic, both reach {with_twin}, which has no interval" in prose
+    assert "at the end {} with the pathwise gradient and {} with the likelihood ratio".format(*scores) in prose
     results = (ROOT / "docs" / "guide" / "results.md").read_text()
     assert f"the first three seeds' mean is {eight.head(3).groupby('environment').mean()['Ant-v5']:,.0f}," in results
     tables = [script["peers_table"](peers), script["routes_table"](large, "batches of 256"), script["tried_table"]()]
