@@ -9,6 +9,7 @@ what else was tried, and `mujoco-bfloat16` runs in half the precision. The train
 
     python examples/mujoco_returns.py                        # the tables
     python examples/mujoco_returns.py --measure benchmark    # the seconds, in turns: minutes, on a core of its own
+    python examples/mujoco_returns.py --measure 256          # those of batches of 256
     python examples/mujoco_returns.py --measure study        # those of the study's trainings
     python examples/mujoco_returns.py --measure eight        # those of eight updates at a time
 """
@@ -18,8 +19,8 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import median
 
+import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp, ttest_ind
 
@@ -48,7 +49,12 @@ CROSSQ = ("pathwise_crossq", "likelihood_ratio_crossq")
 TWIN = ("pathwise_ac", "likelihood_ratio_ac")
 PRECISIONS = ("float32", "bfloat16")
 # Whose seconds can be measured, and in which precisions beside that of the training
-MEASURED = {"benchmark": (FOLDER, PRECISIONS), "study": (STUDY, ()), "eight": (EIGHT, ())}
+MEASURED = {
+    "benchmark": (FOLDER, PRECISIONS),
+    "256": (LARGE_BATCHES, PRECISIONS),
+    "study": (STUDY, ()),
+    "eight": (EIGHT, ()),
+}
 # Hyperparameters that `make_model` has already
 NOT_MEASURED = ("policy", "learning_starts")
 NOTHING = pd.Series(dtype=float)
@@ -169,11 +175,12 @@ def bfloat16_table(late: pd.Series, env: str = "HalfCheetah-v5") -> str:
     return as_table([env, *PRECISIONS, "difference"], rows)
 
 
-def measure_seconds(folder: Path, precisions: Sequence[str], n_steps: int = 100, turns: int = 5) -> pd.DataFrame:
+def measure_seconds(folder: Path, precisions: Sequence[str], n_steps: int = 50, turns: int = 15) -> pd.DataFrame:
     """
     :param folder: Of a comparison
     :param precisions: In which each of its algorithms is measured, beside the one that it was trained in
-    :return: Seconds of CPU time for 1,000 steps of training, the median of turns, SB3's SAC among them
+    :return: Seconds of CPU time for 1,000 steps of training, SB3's SAC among them: its median of all turns, and for the others
+        that times the median of their ratios to it in the same turn, which a machine that is slower for a while leaves alone
     """
     cells = json.loads((folder / "comparison.json").read_text())["cells"]
     rows = []
@@ -187,10 +194,12 @@ def measure_seconds(folder: Path, precisions: Sequence[str], n_steps: int = 100,
             variants = {name: trained_in[name]} | {_in(x, name): x for x in precisions if x != trained_in[name]}
             for variant, precision in variants.items():
                 models[variant] = make_model(of_task[env]["algo"], env, buffer_size=100_000, precision=precision, **settings)
-        seconds = {
-            name: round(1000 / median(turn.steps_per_second for turn in found), 3)
+        paces = {
+            name: np.array([1000 / turn.steps_per_second for turn in found])
             for name, found in measure(models, n_steps, turns).items()
         }
+        of_sac = paces["sac"]
+        seconds = {name: round(float(np.median(of_sac) * np.median(found / of_sac)), 3) for name, found in paces.items()}
         seconds |= {_in(own, name): seconds[name] for name, own in trained_in.items() if own in precisions}
         rows += [{"algorithm": name, "environment": env, "seconds_per_1000_steps": value} for name, value in seconds.items()]
         print(env, seconds, flush=True)

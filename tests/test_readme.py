@@ -190,6 +190,26 @@ def test_mujoco() -> None:
     assert script["bfloat16_table"](late) in (ROOT / "docs" / "guide" / "engines.md").read_text()
 
 
+def test_bfloat16_saves() -> None:
+    """What the page of the engines says of bfloat16's time is in the measured seconds."""
+    script = runpy.run_path(str(ROOT / "examples" / "mujoco_returns.py"))
+    engines = " ".join((ROOT / "docs" / "guide" / "engines.md").read_text().split())
+    narrow, wide = script["ENVS"][:3], script["ENVS"][3:]
+    said = (
+        ("LARGE_BATCHES", "pathwise_crossq", narrow, "took {} of the time of SB3's SAC instead of {} where critics"),
+        ("LARGE_BATCHES", "pathwise_crossq", wide, "and {} instead of {} where they are 512 wide"),
+        ("FOLDER", "pathwise_crossq", wide, "at 384 it took {} instead of {}."),
+        ("FOLDER", "pathwise_ac", script["ENVS"], "`PathwiseAC` with SAC's critic took {} instead of {} "),
+    )
+    for folder, name, envs, text in said:
+        paces = script["paces_of"](pd.read_csv(script[folder] / "seconds.csv"))
+        ranges = []
+        for precision in ("bfloat16", "float32"):
+            shares = paces[f"{name}:precision={precision}"][envs] / paces["sac"][envs]
+            ranges.append(f"{shares.min():.2f} to {shares.max():.2f}")
+        assert text.format(*ranges) in engines
+
+
 def test_normalised_observations() -> None:
     script = runpy.run_path(str(ROOT / "examples" / "mujoco_returns.py"))
     folders = (script["FOLDER"], script["OTHERS"] / "likelihood-ratio-normalised")
