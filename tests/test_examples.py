@@ -48,7 +48,9 @@ def test_quickstart(run) -> None:
     assert returns[0] != returns[1]
 
 
-@pytest.mark.parametrize(("which", "env"), [("benchmark", "Hopper-v5"), ("study", "Hopper-v5"), ("eight", "Ant-v5")])
+@pytest.mark.parametrize(
+    ("which", "env"), [("benchmark", "Hopper-v5"), ("256", "Hopper-v5"), ("study", "Hopper-v5"), ("eight", "Ant-v5")]
+)
 def test_mujoco(which: str, env: str, tmp_path: Path) -> None:
     """Seconds are measured as the committed files have them; the tables are in ``test_readme.py``."""
     script = runpy.run_path(str(EXAMPLES / "mujoco_returns.py"))
