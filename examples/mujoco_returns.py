@@ -12,6 +12,7 @@ what else was tried, and `mujoco-bfloat16` runs in half the precision. The train
     python examples/mujoco_returns.py --measure 256          # those of batches of 256
     python examples/mujoco_returns.py --measure study        # those of the study's trainings
     python examples/mujoco_returns.py --measure eight        # those of eight updates at a time
+    python examples/mujoco_returns.py --measure wide         # those of critics 512 wide; also two-updates, plain-actor
 """
 
 import argparse
@@ -39,8 +40,11 @@ TRIED = {
     "batches of 64": OTHERS / "batches-of-64",
     "`n_steps=3`": OTHERS / "three-steps",
     "two updates a step": OTHERS / "two-updates",
+    "critics 512 wide, bfloat16": OTHERS / "wide",
     "actor not normalised": OTHERS / "plain-actor",
 }
+# Where settings were tried whose time was measured
+PILOT = ("HalfCheetah-v5", "Hopper-v5")
 # The same with as many updates, but eight at a time: calls are fewer, and time is less
 EIGHT = OTHERS / "eight-steps"
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
@@ -54,6 +58,7 @@ MEASURED = {
     "256": (LARGE_BATCHES, PRECISIONS),
     "study": (STUDY, ()),
     "eight": (EIGHT, ()),
+    **{name: (OTHERS / name, PRECISIONS) for name in ("two-updates", "wide", "plain-actor")},
 }
 # Hyperparameters that `make_model` has already
 NOT_MEASURED = ("policy", "learning_starts")
@@ -142,11 +147,16 @@ def routes_table(late: pd.Series, head: str, names: Sequence[str] = CROSSQ) -> s
 
 
 def tried_table() -> str:
-    """:return: A line for each setting that `pathwise_crossq` was tried with, the benchmark's first: each seed's return"""
-    settings = {"the benchmark's": mean_returns()[CROSSQ[0]]}
-    settings |= {setting: mean_returns(folder).droplevel("algorithm") for setting, folder in TRIED.items()}
-    rows = ([setting, *(_each(late.get(env, NOTHING)) for env in ENVS)] for setting, late in settings.items())
-    return as_table(["setting", *ENVS], rows)
+    """:return: A line for each setting that `pathwise_crossq` was tried with, the benchmark's first: returns and time"""
+    rows = []
+    for setting, folder in {"the benchmark's": FOLDER, **TRIED}.items():
+        late, times = mean_returns(folder), [""] * len(PRECISIONS)
+        (name,) = (name for name in late.index.unique("algorithm") if name.startswith(CROSSQ[0]))
+        if (folder / "seconds.csv").exists():
+            paces = paces_of(pd.read_csv(folder / "seconds.csv"))
+            times = [", ".join(_share(paces, _in(precision, name), env) for env in PILOT) for precision in PRECISIONS]
+        rows.append([setting, *(_each(late[name].get(env, NOTHING)) for env in ENVS), *times])
+    return as_table(["setting", *ENVS, *(f"time, {precision}" for precision in PRECISIONS)], rows)
 
 
 def eight_table(seconds: pd.DataFrame, seconds_of_eight: pd.DataFrame) -> str:

@@ -49,7 +49,8 @@ def test_quickstart(run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "env"), [("benchmark", "Hopper-v5"), ("256", "Hopper-v5"), ("study", "Hopper-v5"), ("eight", "Ant-v5")]
+    ("which", "env"),
+    [("benchmark", "Hopper-v5"), ("256", "Hopper-v5"), ("study", "Hopper-v5"), ("eight", "Ant-v5"), ("wide", "Hopper-v5")],
 )
 def test_mujoco(which: str, env: str, tmp_path: Path) -> None:
     """Seconds are measured as the committed files have them; the tables are in ``test_readme.py``."""
@@ -62,8 +63,8 @@ def test_mujoco(which: str, env: str, tmp_path: Path) -> None:
     seconds = dict(zip(table["algorithm"], table["seconds_per_1000_steps"], strict=True))
     variants = {f"{name}:precision={precision}" for name in cells for precision in precisions}
     assert len(seconds) == len(table) and seconds.keys() == {"sac", *cells, *variants}
-    # As trained there, in float32
-    assert all(seconds[name] == seconds[f"{name}:precision=float32"] for name in cells if precisions)
+    trained_in = {name: of_task[env]["hyperparams"].get("precision", "float32") for name, of_task in cells.items()}
+    assert all(seconds[name] == seconds[f"{name}:precision={own}"] for name, own in trained_in.items() if precisions)
     assert set(table["environment"]) == {env} and (table["seconds_per_1000_steps"] > 0).all()
     committed = read_csv(folder / "seconds.csv")
     assert list(table.columns) == list(committed[0])

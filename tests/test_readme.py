@@ -179,7 +179,7 @@ def test_mujoco() -> None:
     scores = [f"{pooled[key].point:.2f} [{pooled[key].low:.2f}, {pooled[key].high:.2f}]" for key in keys]
     assert "at the end {} with the pathwise gradient and {} with the likelihood ratio".format(*scores[:2]) in prose
     assert f"With SAC's critic, the pathwise gradient reaches {scores[2]}; the likelihood ratio" in prose
-    assert f"the likelihood ratio {pooled[keys[3]].point:.2f}, with one seed of every task and no interval" in prose
+    assert f"the likelihood ratio {pooled[keys[3]].point:.2f}, with two seeds of every task and no interval" in prose
     assert not pooled[keys[3]].bounded
     results = (ROOT / "docs" / "guide" / "results.md").read_text()
     assert f"the first three seeds' mean is {eight.head(3).groupby('environment').mean()['Ant-v5']:,.0f}," in results
