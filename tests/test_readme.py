@@ -211,6 +211,28 @@ def test_bfloat16_saves() -> None:
         assert text.format(*ranges) in engines
 
 
+def test_tried() -> None:
+    """What the page says of the settings' times and means is in the committed files."""
+    script = runpy.run_path(str(ROOT / "examples" / "mujoco_returns.py"))
+    page = " ".join((ROOT / "docs" / "guide" / "results.md").read_text().split())
+    tasks, precisions, name = list(script["PILOT"]), script["PRECISIONS"], script["CROSSQ"][0]
+
+    def shares(folder: Path, variant: str) -> Any:
+        paces = script["paces_of"](pd.read_csv(folder / "seconds.csv"))
+        return np.array([paces[f"{variant}:precision={x}"][tasks] / paces["sac"][tasks] for x in precisions])
+
+    benchmark = script["mean_returns"]()[name].groupby("environment").mean()
+    times, means = {}, {}
+    for setting in ("two updates a step", "critics 512 wide, bfloat16", "actor not normalised"):
+        ((variant, late),) = script["mean_returns"](script["TRIED"][setting]).groupby("algorithm")
+        times[setting] = shares(script["TRIED"][setting], variant) / shares(script["FOLDER"], name)
+        means[setting] = late.groupby("environment").mean() / benchmark[tasks]
+    *slower, plain_actor = times.values()
+    assert f"bring no more, for {np.min(slower):.1f} to {np.max(slower):.1f} times the time." in page
+    assert 0.9 < plain_actor.min() and plain_actor.max() < 1 and "saves less than a tenth of the time" in page
+    assert all((mean < 1).all() and list(mean.index) == tasks for mean in means.values())
+
+
 def test_normalised_observations() -> None:
     script = runpy.run_path(str(ROOT / "examples" / "mujoco_returns.py"))
     folders = (script["FOLDER"], script["OTHERS"] / "likelihood-ratio-normalised")
