@@ -42,6 +42,7 @@ TRIED = {
     "two updates a step": OTHERS / "two-updates",
     "critics 512 wide, bfloat16": OTHERS / "wide",
     "actor not normalised": OTHERS / "plain-actor",
+    "observations normalised": OTHERS / "observations-normalised",
 }
 # Where settings were tried whose time was measured
 PILOT = ("HalfCheetah-v5", "Hopper-v5")
